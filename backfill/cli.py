@@ -1,0 +1,531 @@
+"""The command line: arguments, signals, exit codes and how things look; no logic."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, wraps
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from backfill import __version__, overview, quarantine, scaffold, settings
+from backfill.dialects import dialect_for
+from backfill.discovery import Declared, discover, named
+from backfill.errors import BackfillError, StateError
+from backfill.planner import Plan, make_plan
+from backfill.project import Project, load
+from backfill.reporters import JsonReporter, LogReporter, TerminalReporter, duration
+from backfill.runner import Outcome, Runner
+from backfill.runs import Status
+from backfill.store import Store
+from backfill.targets import bind
+from backfill.workers import Budget
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from backfill.dialects import Dialect
+    from backfill.reporters import Reporter
+    from backfill.settings import Settings
+    from backfill.targets import Target
+
+EXIT_COMPLETE = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_STOPPED = 3
+EXIT_HELD = 4
+EXIT_QUARANTINED = 5
+
+_EXITS = {
+    Outcome.COMPLETE: EXIT_COMPLETE,
+    Outcome.FAILED: EXIT_FAILED,
+    Outcome.STOPPED: EXIT_STOPPED,
+    Outcome.HELD: EXIT_HELD,
+    Outcome.QUARANTINED: EXIT_QUARANTINED,
+}
+_WORST_FIRST = (EXIT_FAILED, EXIT_HELD, EXIT_STOPPED, EXIT_QUARANTINED, EXIT_COMPLETE)
+
+
+@dataclass
+class Context:
+    """What the options before the command say, and the project they lead to."""
+
+    config_file: str | None = None
+    url: str | None = None
+    section: str = "alembic"
+    x: Sequence[str] = field(default=())
+
+    @cached_property
+    def project(self) -> Project:
+        return load(self.config_file, url=self.url, x=self.x, section=self.section)
+
+    @cached_property
+    def dialect(self) -> Dialect:
+        return dialect_for(self.project.engine)
+
+    @cached_property
+    def store(self) -> Store:
+        return Store(self.dialect)
+
+    @cached_property
+    def declared(self) -> list[Declared]:
+        return discover(self.project.script, self.project.applied)
+
+    def named(self, names: Sequence[str]) -> list[Declared]:
+        return named(self.declared, names)
+
+    def target(self, one: Declared) -> Target:
+        with self.dialect.engine.connect() as connection:
+            return bind(one.declaration, self.dialect, connection)
+
+    def settings(self, one: Declared, options: dict[str, Any]) -> Settings:
+        return settings.resolve(
+            ("The configuration", self.project.settings_layer),
+            ("The environment", settings.from_environment()),
+            (one.declaration.__name__, one.declaration.tuning()),
+            ("The command line", {k: v for k, v in options.items() if v is not None}),
+        )
+
+
+class _Failure(click.ClickException):
+    exit_code = EXIT_FAILED
+
+
+def _command(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Turn our errors into one line and an exit code."""
+
+    @wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except BackfillError as error:
+            raise _Failure(str(error)) from error
+
+    return wrapped
+
+
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+_names = click.argument("names", nargs=-1, metavar="[NAME]...")
+_name = click.argument("name")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("-c", "--config", "config_file", help="Alembic's configuration file.")
+@click.option("-n", "--name", "section", default="alembic", help="Its section, as for alembic.")
+@click.option("-x", multiple=True, help="An argument for env.py, as for alembic.")
+@click.option("--url", help="Database URL instead of the configured one.")
+@click.version_option(__version__, prog_name="backfill")
+@click.pass_context
+def cli(
+    click_context: click.Context,
+    config_file: str | None,
+    section: str,
+    x: tuple[str, ...],
+    url: str | None,
+) -> None:
+    """Data migrations beside Alembic revisions: batched, resumable, polite to live tables.
+
+    Exit codes: 0 complete; 1 failed, or not complete; 2 usage; 3 stopped early and resumable;
+    4 another runner holds the lease; 5 finished, but rows are quarantined.
+    """
+    click_context.obj = Context(config_file, url, section, x)
+
+
+# -- declaring and looking -----------------------------------------------------------------
+
+
+@cli.command()
+@_name
+@click.option("--revision", required=True, help="The revision after which it may run.")
+@click.option("--table", required=True, help="The table to fill.")
+@click.pass_obj
+@_command
+def new(context: Context, name: str, revision: str, table: str) -> None:
+    """Write a commented class beside the revision."""
+    for path in scaffold.write_class(context.project.script, name, revision, table):
+        click.echo(f"wrote {path}")
+
+
+@cli.command("list")
+@_json
+@click.pass_obj
+@_command
+def list_(context: Context, as_json: bool) -> None:
+    """List the declared backfills in the order of the revisions."""
+    document = overview.listing(context.declared, context.store)
+    if as_json:
+        _print_json(document)
+        return
+    if not document:
+        click.echo("No backfill is declared. Write one: backfill new NAME --revision REV --table T")
+    _table(
+        ("name", "revision", "", "status", "description"),
+        [
+            (
+                row["name"],
+                row["revision"],
+                "applied" if row["applied"] else "waiting",
+                row["status"],
+                row["description"],
+            )
+            for row in document
+        ],
+    )
+
+
+@cli.command()
+@_names
+@click.option("--chunk-size", type=int, help="Rows a chunk writes at most.")
+@_json
+@click.pass_obj
+@_command
+def plan(context: Context, names: tuple[str, ...], chunk_size: int | None, as_json: bool) -> None:
+    """Show what a run would do: SQL, the walk's own plan, warnings, time. Changes nothing."""
+    _show_plans(context, context.named(names), {"chunk_size": chunk_size}, as_json=as_json)
+
+
+@cli.command()
+@_names
+@click.option("--watch", is_flag=True, help="Show it again each second until Ctrl-C.")
+@_json
+@click.pass_obj
+@_command
+def status(context: Context, names: tuple[str, ...], watch: bool, as_json: bool) -> None:
+    """Show progress, rate, time left, failures and who holds the leases."""
+    while True:
+        document = overview.status(context.named(names), context.store)
+        if as_json:
+            _print_json(document)
+        else:
+            if watch:
+                click.clear()
+            _show_status(document)
+        if not watch:
+            return
+        time.sleep(1)
+
+
+@cli.command()
+@_names
+@_json
+@click.pass_obj
+@_command
+def verify(context: Context, names: tuple[str, ...], as_json: bool) -> None:
+    """Count pending rows in short reads; exit 1 if there are any."""
+    due = [one for one in context.named(names) if one.is_applied or names]
+    document = overview.verify(due, context.dialect)
+    if as_json:
+        _print_json(document)
+    else:
+        for row in document:
+            pending = row["pending"]
+            text = "not complete (no `where` to count by)" if pending is None else f"{pending:,}"
+            click.echo(f"{row['name']}: {text} pending")
+    if any(row["pending"] != 0 for row in document):
+        sys.exit(EXIT_FAILED)
+
+
+@cli.command()
+@_names
+@_json
+@click.pass_obj
+@_command
+def check(context: Context, names: tuple[str, ...], as_json: bool) -> None:
+    """Exit 0 only if all due backfills are complete: for deploys and probes."""
+    document = overview.check(context.named(names), context.dialect)
+    if as_json:
+        _print_json(document)
+    else:
+        for row in document:
+            state = "complete" if row["complete"] else f"not complete: {row['reason']}"
+            click.echo(f"{row['name']}: {state}")
+    if not all(row["complete"] for row in document):
+        sys.exit(EXIT_FAILED)
+
+
+# -- running -------------------------------------------------------------------------------
+
+
+@cli.command()
+@_names
+@click.option("--chunk-size", type=int, help="Rows a chunk writes at most; fixed.")
+@click.option("--workers", type=int, help="Threads that walk key ranges side by side.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="ROWS", help="Change so many rows.")
+@click.option("--max-seconds", type=click.FloatRange(min=0), help="Stop after so long.")
+@click.option("--max-failures", type=int, help="Quarantine so many rows at most.")
+@click.option("--dry-run", is_flag=True, help="Show the plan of what is due; change nothing.")
+@click.option("--accept-change", is_flag=True, help="Go on although the class was changed.")
+@click.option("--json", "as_json", is_flag=True, help="Print a line of JSON an event.")
+@click.pass_obj
+@_command
+def run(
+    context: Context,
+    names: tuple[str, ...],
+    limit: int | None,
+    max_seconds: float | None,
+    dry_run: bool,
+    accept_change: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Run all that are due, in revision order; goes on with what was interrupted."""
+    due = _due(context, names)
+    if dry_run:
+        _show_plans(context, due, options, as_json=as_json)
+        return
+    budget = Budget(limit, max_seconds)
+    _stop_on_signals(budget)
+    report = _reporter(as_json)
+    codes = [EXIT_COMPLETE]
+    try:
+        for one in due:
+            codes.append(
+                _run_one(context, one, options, budget, report, names, accept_change=accept_change)
+            )
+            if codes[-1] in (EXIT_FAILED, EXIT_STOPPED):
+                break
+    finally:
+        report.close()
+    sys.exit(next(code for code in _WORST_FIRST if code in codes))
+
+
+def _due(context: Context, names: Sequence[str]) -> list[Declared]:
+    due = []
+    for one in context.named(names):
+        if one.is_applied:
+            due.append(one)
+        elif names:
+            raise BackfillError(
+                f"Backfill {one.name!r} waits for revision {one.revision}, which is not applied."
+                f" Upgrade first: `alembic upgrade {one.revision}`."
+            )
+    if not due:
+        click.echo("No backfill is due.", err=True)
+    return due
+
+
+def _run_one(
+    context: Context,
+    one: Declared,
+    options: dict[str, Any],
+    budget: Budget,
+    report: Reporter,
+    names: Sequence[str],
+    *,
+    accept_change: bool,
+) -> int:
+    if not names and _was_cancelled(context, one):
+        click.echo(f"{one.name}: was cancelled; `backfill run {one.name}` begins anew", err=True)
+        return EXIT_FAILED
+    runner = Runner(
+        context.target(one), context.store, context.settings(one, options), budget, report
+    )
+    result = runner.run(accept_change=accept_change)
+    if not result.was_reported:
+        click.echo(f"{one.name}: {result.text}", err=True)
+    return _EXITS[result.outcome]
+
+
+def _was_cancelled(context: Context, one: Declared) -> bool:
+    found = context.store.current(one.name) if context.store.exists() else None
+    return found is not None and found.status is Status.CANCELLED
+
+
+def _reporter(as_json: bool) -> Reporter:
+    if as_json:
+        return JsonReporter()
+    if sys.stderr.isatty():
+        return TerminalReporter()
+    return LogReporter(lambda line: click.echo(line, err=True))
+
+
+def _stop_on_signals(budget: Budget) -> None:
+    """First Ctrl-C: finish the chunk and stop. Second: now; the database rolls back."""
+
+    def handle(number: int, _frame: Any) -> None:
+        if budget.stop.is_set():
+            os._exit(EXIT_STOPPED)
+        budget.ask_to_stop(f"by {signal.Signals(number).name}")
+
+    signal.signal(signal.SIGINT, handle)
+    signal.signal(signal.SIGTERM, handle)
+
+
+# -- steering ------------------------------------------------------------------------------
+
+
+@cli.command()
+@_name
+@click.pass_obj
+@_command
+def pause(context: Context, name: str) -> None:
+    """Stop a run; when this has returned, nothing more is written."""
+    _move(context, name, Status.PAUSED)
+    click.echo(f"{name}: paused; `backfill resume {name}`, then `backfill run` goes on")
+
+
+@cli.command()
+@_name
+@click.pass_obj
+@_command
+def resume(context: Context, name: str) -> None:
+    """Let a paused run go on with the next `backfill run`."""
+    _move(context, name, Status.PENDING)
+    click.echo(f"{name}: resumed; `backfill run {name}` goes on")
+
+
+@cli.command()
+@_name
+@click.pass_obj
+@_command
+def cancel(context: Context, name: str) -> None:
+    """Give a run up; when this has returned, nothing more is written."""
+    _move(context, name, Status.CANCELLED)
+    click.echo(f"{name}: cancelled; rows already written stay")
+
+
+def _move(context: Context, name: str, wanted: Status) -> None:
+    (one,) = context.named([name])
+    if not context.store.exists():
+        raise StateError(f"Backfill {name!r} has no run yet; start it with `backfill run`.")
+    context.store.move(one.name, wanted)
+
+
+@cli.command()
+@_names
+@click.option("--retry", is_flag=True, help="Try the rows again.")
+@_json
+@click.pass_obj
+@_command
+def failures(context: Context, names: tuple[str, ...], retry: bool, as_json: bool) -> None:
+    """Show quarantined rows; with --retry try them again."""
+    chosen = context.named(names)
+    if retry:
+        for one in chosen:
+            _retry(context, one)
+    document = overview.failures(chosen, context.store)
+    if as_json:
+        _print_json(document)
+    else:
+        _table(
+            ("name", "key", "attempts", "error"),
+            [(r["name"], json.dumps(r["key"]), str(r["attempts"]), r["error"]) for r in document],
+        )
+        if not document:
+            click.echo("No row is quarantined.")
+    if retry and document:
+        sys.exit(EXIT_QUARANTINED)
+
+
+def _retry(context: Context, one: Declared) -> None:
+    found = context.store.current(one.name) if context.store.exists() else None
+    if found is None or not context.store.failures(found):
+        return
+    target, how = context.target(one), context.settings(one, {})
+    resolved, left = quarantine.retry(target, context.store, found, how)
+    click.echo(f"{one.name}: {resolved:,} rows written, {left:,} stay in quarantine", err=True)
+    if not left and all(r.finished for r in context.store.ranges(found)):
+        result = Runner(target, context.store, how, Budget(), LogReporter(_quiet)).run()
+        click.echo(f"{one.name}: {result.text}", err=True)
+
+
+def _quiet(_line: str) -> None:
+    """The result is told in one line of its own."""
+
+
+# -- how things look -------------------------------------------------------------------------
+
+
+def _print_json(document: Any) -> None:
+    click.echo(json.dumps(document, indent=2))
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    if not rows:
+        return
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    for row in (head, *rows):
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        click.echo("  ".join(cells).rstrip())
+
+
+def _show_status(document: list[dict[str, Any]]) -> None:
+    for row in document:
+        click.echo(f"{row['name']} (revision {row['revision']}): {row['status']}")
+        for line in _status_lines(row):
+            click.echo(f"  {line}")
+
+
+def _status_lines(row: dict[str, Any]) -> Iterator[str]:
+    estimated = row["rows_estimated"]
+    about = f" of about {estimated:,}" if estimated is not None else ""
+    if row["ranges"]:
+        yield f"{row['rows_scanned']:,}{about} rows scanned, {row['rows_changed']:,} changed"
+    if row["rows_per_second"]:
+        left = row["seconds_left"]
+        tail = f", about {duration(left)} left" if left is not None else ""
+        yield f"{row['rows_per_second']:,.0f} rows/s{tail}"
+    if row["throttled"]:
+        yield f"waits: {row['throttled']}"
+    if row["failures"]:
+        yield f"{row['failures']:,} rows quarantined: see `backfill failures {row['name']}`"
+    if row["error"]:
+        yield f"error: {row['error']}"
+    for owner in sorted({r["owner"] for r in row["ranges"] if r["owner"]}):
+        held = sum(r["owner"] == owner for r in row["ranges"])
+        yield f"{held} of {len(row['ranges'])} key ranges leased by {owner}"
+
+
+def _show_plans(
+    context: Context, chosen: Sequence[Declared], options: dict[str, Any], *, as_json: bool
+) -> None:
+    plans = [
+        make_plan(context.target(one), context.settings(one, options))
+        for one in chosen
+        if one.is_applied
+    ]
+    if as_json:
+        _print_json([asdict(found) for found in plans])
+        return
+    for found in plans:
+        _show_plan(found)
+    for one in chosen:
+        if not one.is_applied:
+            click.echo(f"{one.name}: waits for revision {one.revision}; no plan before it")
+
+
+def _show_plan(found: Plan) -> None:
+    rows = (
+        "an unknown number of"
+        if found.rows_estimated is None
+        else f"about {found.rows_estimated:,}"
+    )
+    click.echo(f"{found.name} (revision {found.revision}), {found.level}")
+    click.echo(f"  table      {found.table}, {rows} rows, walked by {', '.join(found.key)}")
+    if found.pending_share is not None:
+        click.echo(f"  pending    {found.pending_share:.1%} of the rows sampled")
+    for statement in found.statements:
+        click.echo(f"  SQL        {statement}")
+    for line in found.walk_plan:
+        click.echo(f"  walk plan  {line}")
+    if found.chunk_rows:
+        click.echo(
+            f"  first try  {found.chunk_rows:,} rows in {found.chunk_seconds * 1000:.0f} ms,"
+            " rolled back"
+        )
+    if found.seconds_estimated is not None:
+        click.echo(f"  estimate   {duration(found.seconds_estimated)} at that speed, one worker")
+    for warning in found.warnings:
+        click.echo(f"  warning    {warning}")
+
+
+def main() -> None:
+    """Entry point of the `backfill` command."""
+    logging.getLogger("backfill").addHandler(logging.StreamHandler())
+    cli(prog_name="backfill")

@@ -1,0 +1,252 @@
+"""Backfill: what a user writes, checked when the class is created."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import re
+import textwrap
+import warnings
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import sqlalchemy as sa
+
+from backfill import settings
+from backfill.errors import BackfillError, DeclarationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from backfill.writers.custom import ChunkStatements
+
+EXAMPLE = '''
+class FillFullName(Backfill):
+    """Give every user a full name."""
+    table = "users"
+    where = "full_name IS NULL"
+    values = {"full_name": "first || ' ' || last"}
+'''
+
+
+class DeclarationWarning(UserWarning):
+    """A declaration works today but will break an old migration one day."""
+
+
+class Level(Enum):
+    """Who does the work of a chunk."""
+
+    SET = "set-based"
+    """The database, in one statement: `values`."""
+    ROWS = "Python"
+    """Python, outside any transaction: `transform` or `transform_chunk`."""
+    CUSTOM = "custom"
+    """Statements of the user's own, in the chunk's transaction: `apply`."""
+
+
+class Backfill:
+    """Base of all declarations. Declare exactly one of `values`, `transform` (or
+    `transform_chunk`) and `apply`.
+
+    The class stands in a revision's own file, or in a module of `backfills/` beside
+    `versions/` and then names its `revision`.
+    """
+
+    name: ClassVar[str]
+    """Identity in the state tables; the class name in snake case unless given."""
+    revision: ClassVar[str | None] = None
+    """The Alembic revision after which this may run; inferred in a revision's own file."""
+    table: ClassVar[Any] = None
+    """Table name, `"schema.table"` included. A mapped class is taken for its name, with a
+    warning."""
+    schema: ClassVar[str | None] = None
+    key: ClassVar[str | Sequence[str] | None] = None
+    """The unique, not-null columns to walk by; the primary key unless given."""
+    where: ClassVar[Any] = None
+    """The pending predicate: SQL text, an expression, or a method from table to expression.
+    Without it every row up to the highest key at the start is done once."""
+    values: ClassVar[Any] = None
+    """Column to SQL text or expression, or a method from table to such a mapping."""
+    reads: ClassVar[Sequence[str]] = ()
+    """Columns that `transform` needs; it always has the key."""
+    writes: ClassVar[Sequence[str]] = ()
+    """Columns that `transform` returns."""
+
+    chunk_size: ClassVar[int | None]
+    target_seconds: ClassVar[float]
+    workers: ClassVar[int]
+    lock_timeout: ClassVar[float]
+    statement_timeout: ClassVar[float]
+    idle_timeout: ClassVar[float]
+    lease_seconds: ClassVar[float]
+    retry_seconds: ClassVar[float]
+    max_failures: ClassVar[int]
+    max_passes: ClassVar[int]
+
+    level: ClassVar[Level]
+
+    def __init_subclass__(cls, *, abstract: bool = False, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if abstract:
+            return
+        if "name" not in cls.__dict__:
+            cls.name = _snake_case(cls.__name__)
+        cls.table = _table_name(cls)
+        cls.level = _level(cls)
+        _check(cls)
+
+    def transform(self, row: Any) -> Mapping[str, Any] | None:
+        """Return the columns to write for a row, or None to leave it as it is.
+
+        `row` has the key columns and those in `reads` as attributes and as `row["name"]`.
+        Runs outside any transaction, and again if the row changed meanwhile.
+        """
+        raise NotImplementedError
+
+    def transform_chunk(self, rows: Sequence[Any]) -> Iterable[Mapping[str, Any] | None]:
+        """Like `transform` for many rows at once: one result a row, in their order."""
+        raise NotImplementedError
+
+    def apply(self, connection: sa.Connection, chunk: ChunkStatements) -> int | None:
+        """Do a chunk's work with statements of your own, in the chunk's transaction.
+
+        `chunk.select()`, `chunk.update()`, `chunk.delete()` and `chunk.condition` are limited
+        to the chunk. Return the number of rows changed, or None for the chunk's own count.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def description(cls) -> str:
+        """Return the first line of the docstring."""
+        return (cls.__doc__ or "").strip().partition("\n")[0]
+
+    @classmethod
+    def tuning(cls) -> dict[str, Any]:
+        """Return the settings that the class itself sets."""
+        return {n: getattr(cls, n) for n in sorted(settings.NAMES) if hasattr(cls, n)}
+
+    @classmethod
+    def fingerprint(cls) -> str:
+        """Return a digest of everything that decides what is written; layout and comments
+        do not count."""
+        parts = [
+            cls.table,
+            str(cls.schema),
+            repr(cls.key),
+            _canonical(cls.where),
+            _canonical(cls.values),
+            repr((tuple(cls.reads), tuple(cls.writes))),
+            *(_source(getattr(cls, method)) for method in _METHODS if _overrides(cls, method)),
+        ]
+        return hashlib.sha256("\x00".join(parts).encode()).hexdigest()[:32]
+
+
+_METHODS = ("transform", "transform_chunk", "apply")
+
+
+def _overrides(cls: type[Backfill], method: str) -> bool:
+    return getattr(cls, method) is not getattr(Backfill, method)
+
+
+def _snake_case(name: str) -> str:
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name)
+    return words.lower()
+
+
+def _wrong(cls: type[Backfill], problem: str) -> DeclarationError:
+    return DeclarationError(f"{cls.__name__}: {problem} A correct example:\n{EXAMPLE}")
+
+
+def _table_name(cls: type[Backfill]) -> str:
+    if isinstance(cls.table, str) and cls.table:
+        return cls.table
+    mapped = cls.table if isinstance(cls.table, sa.Table) else getattr(cls.table, "__table__", None)
+    if isinstance(mapped, sa.Table):
+        warnings.warn(
+            f'{cls.__name__}: table = "{mapped.fullname}" is safer than a live model, which will'
+            " have moved on when an old migration runs again.",
+            DeclarationWarning,
+            stacklevel=3,
+        )
+        return mapped.fullname
+    raise _wrong(cls, "`table` must be the table's name.")
+
+
+def _level(cls: type[Backfill]) -> Level:
+    found = [Level.SET] if cls.values is not None else []
+    found += [Level.ROWS for m in ("transform", "transform_chunk") if _overrides(cls, m)]
+    found += [Level.CUSTOM] if _overrides(cls, "apply") else []
+    if len(found) != 1:
+        said = "none of them" if not found else "more than one"
+        raise _wrong(
+            cls,
+            "declare exactly one of `values`, `transform`, `transform_chunk` and `apply`;"
+            f" this class has {said}.",
+        )
+    return found[0]
+
+
+def _check(cls: type[Backfill]) -> None:
+    if not isinstance(cls.name, str) or not re.fullmatch(r"[\w.-]{1,200}", cls.name):
+        raise _wrong(cls, "`name` must be up to 200 letters, digits, `_`, `.` or `-`.")
+    for attribute in ("reads", "writes"):
+        columns = getattr(cls, attribute)
+        if isinstance(columns, str) or not all(isinstance(c, str) for c in columns):
+            raise _wrong(cls, f'`{attribute}` must be a list of column names, like ["first"].')
+    if cls.level is Level.ROWS and not cls.writes:
+        raise _wrong(cls, '`writes` must name the columns that it fills, like ["full_name"].')
+    if cls.level is not Level.ROWS and (cls.reads or cls.writes):
+        raise _wrong(cls, "`reads` and `writes` belong to `transform`; remove them here.")
+    if cls.level is Level.SET:
+        _check_values(cls)
+    if cls.where is not None and not _is_sql(cls.where):
+        raise _wrong(cls, "`where` must be SQL text, an SQLAlchemy expression or a method.")
+    try:
+        settings.resolve((cls.__name__, cls.tuning()))
+    except BackfillError as error:
+        raise DeclarationError(str(error)) from error
+
+
+def _check_values(cls: type[Backfill]) -> None:
+    if callable(cls.values):
+        return
+    if not isinstance(cls.values, dict) or not cls.values:
+        raise _wrong(cls, "`values` must map columns to SQL.")
+    for column, sql in cls.values.items():
+        if not isinstance(column, str):
+            raise _wrong(cls, "the names in `values` must be column names in quotes.")
+        if not _is_sql(sql):
+            raise _wrong(
+                cls,
+                f"the value of {column!r} must be SQL text (a string constant has its own"
+                " quotes: \"'new'\") or an SQLAlchemy expression.",
+            )
+
+
+def _is_sql(value: Any) -> bool:
+    if isinstance(value, str):
+        return bool(value.strip())
+    return isinstance(value, sa.ClauseElement) or callable(value)
+
+
+def _canonical(value: Any) -> str:
+    if isinstance(value, dict):
+        return repr([(name, _canonical(sql)) for name, sql in value.items()])
+    if isinstance(value, sa.ClauseElement):
+        compiled = value.compile()
+        return f"{compiled} {sorted(compiled.params.items())!r}"
+    return _source(value) if callable(value) else str(value)
+
+
+def _source(function: Callable[..., Any]) -> str:
+    """Return a function's syntax tree as text; its bytecode where the source is gone."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):
+        code = getattr(function, "__code__", None)
+        return repr((code.co_code, code.co_consts)) if code else repr(function)
+    body = tree.body[0]
+    if isinstance(body, (ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(body):
+        body.body = body.body[1:]
+    return ast.dump(tree)

@@ -1,0 +1,223 @@
+"""PostgreSQL."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql as pg
+
+from backfill.dialects.base import (
+    BulkUpdate,
+    Dialect,
+    ErrorKind,
+    ExecutemanyUpdate,
+    Explain,
+    Explanation,
+    Limits,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from sqlalchemy.types import TypeEngine
+
+    from backfill.keys import Key, KeyValues
+
+# SQLSTATEs: PostgreSQL manual, appendix A. Exact codes go before their class (first two).
+_KINDS = {
+    "40001": ErrorKind.CONFLICT,  # serialization_failure
+    "40P01": ErrorKind.CONFLICT,  # deadlock_detected
+    "40003": ErrorKind.SESSION_LOST,  # statement_completion_unknown
+    "55P03": ErrorKind.LOCKED,  # lock_not_available
+    "57014": ErrorKind.TOO_SLOW,  # query_canceled
+    "25P04": ErrorKind.TOO_SLOW,  # transaction_timeout
+    "25P03": ErrorKind.SESSION_LOST,  # idle_in_transaction_session_timeout
+    "57P01": ErrorKind.SESSION_LOST,  # admin_shutdown
+    "57P02": ErrorKind.SESSION_LOST,  # crash_shutdown
+    "57P05": ErrorKind.SESSION_LOST,  # idle_session_timeout
+    "57P03": ErrorKind.NOT_READY,  # cannot_connect_now
+    "53300": ErrorKind.NOT_READY,  # too_many_connections
+    "25006": ErrorKind.READ_ONLY,
+    "53": ErrorKind.OUT_OF_SPACE,
+    "08": ErrorKind.SESSION_LOST,
+    "22": ErrorKind.DATA,
+    "23": ErrorKind.DATA,
+    "42501": ErrorKind.RIGHTS,
+    "28": ErrorKind.RIGHTS,
+    "42": ErrorKind.SCHEMA,
+    "0A000": ErrorKind.CONFLICT,  # "cached plan must not change result type": once more
+    "XX001": ErrorKind.DAMAGE,
+    "XX002": ErrorKind.DAMAGE,
+    "58030": ErrorKind.DAMAGE,  # io_error
+}
+_SAMPLED_ROWS = 20_000
+_NOT_UNNESTABLE = (sa.ARRAY, sa.types.NullType, pg.DOMAIN)
+
+
+class PostgreSQL(Dialect):
+    """Everything is set for one transaction, so that a pooler in transaction mode suits us."""
+
+    update_gives_way: ClassVar[bool] = True
+
+    def begin(self, connection: sa.Connection, limits: Limits, *, write: bool) -> None:
+        connection.execute(
+            _SET_LOCAL,
+            {
+                "lock": _milliseconds(limits.lock_timeout),
+                "statement": _milliseconds(limits.statement_timeout),
+                "idle": _milliseconds(limits.idle_timeout),
+                "label": limits.label,
+            },
+        )
+
+    def _native_code(self, original: BaseException) -> str | int | None:
+        return getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
+
+    def _kind_of_code(self, code: str | int) -> ErrorKind:
+        code = str(code)
+        return _KINDS.get(code) or _KINDS.get(code[:2]) or ErrorKind.UNKNOWN
+
+    def error_objects(self, error: BaseException) -> dict[str, str]:
+        diagnosis = getattr(getattr(error, "orig", error), "diag", None)
+        names = {
+            "constraint": getattr(diagnosis, "constraint_name", None),
+            "column": getattr(diagnosis, "column_name", None),
+        }
+        return {kind: name for kind, name in names.items() if name}
+
+    def key_type(self, column: sa.Column[Any]) -> TypeEngine[Any] | None:
+        if isinstance(column.type, (sa.Boolean, sa.Enum, pg.CITEXT)):
+            return column.type
+        return super().key_type(column)
+
+    def key_above(self, columns: Any, operands: Any, *, inclusive: bool) -> Any:
+        """Row values seek on all columns; the range on the first one mends the row estimate."""
+        if len(columns) == 1:
+            return super().key_above(columns, operands, inclusive=inclusive)
+        row, bound = sa.tuple_(*columns), sa.tuple_(*operands)
+        return sa.and_(columns[0] >= operands[0], row >= bound if inclusive else row > bound)
+
+    def key_upto(self, columns: Any, operands: Any) -> Any:
+        if len(columns) == 1:
+            return super().key_upto(columns, operands)
+        bound = sa.tuple_(*operands)
+        return sa.and_(columns[0] <= operands[0], sa.tuple_(*columns) <= bound)
+
+    def row_estimate(self, connection: sa.Connection, table: sa.Table) -> int | None:
+        """Ask the planner: it scales its statistics to the file's size of this moment."""
+        every_row = sa.select(sa.literal(1)).select_from(table)
+        plan = connection.execute(Explain("EXPLAIN (FORMAT JSON)", every_row)).scalar_one()
+        return int(plan[0]["Plan"]["Plan Rows"])
+
+    def split_points(
+        self, connection: sa.Connection, key: Key, rows: int | None, parts: int
+    ) -> list[KeyValues]:
+        """Cut a sample of whole pages: its cost does not grow with the table."""
+        percent = min(100.0, 100.0 * _SAMPLED_ROWS / max(rows or 1, 1))
+        sample = key.columns[0].table.tablesample(sa.func.system(percent))
+        columns = [sample.c[name] for name in key.names]
+        keys = [tuple(row) for row in connection.execute(sa.select(*columns).order_by(*columns))]
+        picks = {len(keys) * part // parts for part in range(1, parts)}
+        return [keys[i] for i in sorted(picks) if 0 < i < len(keys)]
+
+    def explain(self, connection: sa.Connection, statement: sa.Select[Any]) -> Explanation:
+        lines = tuple(connection.execute(Explain("EXPLAIN", statement)).scalars())
+        plan = connection.execute(Explain("EXPLAIN (FORMAT JSON)", statement)).scalar_one()
+        scans = [node for node in _nodes(plan[0]["Plan"]) if "Scan" in node["Node Type"]]
+        ranged = all("Index Cond" in n or n["Node Type"] == "Bitmap Heap Scan" for n in scans)
+        return Explanation(lines, ranged)
+
+    def now(self, plus_seconds: float = 0) -> sa.ColumnElement[Any]:
+        """`clock_timestamp()`: `now()` stands still in a transaction."""
+        moment = sa.func.clock_timestamp() + sa.func.make_interval(0, 0, 0, 0, 0, 0, plus_seconds)
+        return sa.type_coerce(sa.func.timezone("utc", moment), sa.DateTime())
+
+    def horizon(self, connection: sa.Connection) -> str | None:
+        """Every transaction that writes now has an id below this one."""
+        next_id = sa.func.txid_snapshot_xmax(sa.func.txid_current_snapshot())
+        return str(connection.execute(sa.select(next_id)).scalar_one())
+
+    def older_than_horizon(self, connection: sa.Connection, horizon: str) -> str | None:
+        oldest_id = sa.func.txid_snapshot_xmin(sa.func.txid_current_snapshot())
+        if connection.execute(sa.select(oldest_id)).scalar_one() >= int(horizon):
+            return None
+        row = connection.execute(_OLDEST_WRITER).first()
+        if row is None:
+            return "an older transaction that is still open (perhaps a prepared one)"
+        return f"the older transaction of process {row.pid} ({row.application_name or 'no name'})"
+
+    def bulk_update(
+        self, table: sa.Table, key: Key, writes: Sequence[str], narrow: sa.ColumnElement[bool]
+    ) -> BulkUpdate:
+        if any(isinstance(table.c[column].type, _NOT_UNNESTABLE) for column in writes):
+            return ExecutemanyUpdate(table, key, writes)
+        return _UnnestUpdate(table, key, writes, narrow)
+
+
+class _UnnestUpdate(BulkUpdate):
+    """`UPDATE … FROM unnest(arrays)`: one parameter a column, one constant statement text."""
+
+    def __init__(
+        self, table: sa.Table, key: Key, writes: Sequence[str], narrow: sa.ColumnElement[bool]
+    ) -> None:
+        self._writes = list(writes)
+        key_names = [f"k{i}" for i in range(len(key.columns))]
+        names = key_names + [f"w{i}" for i in range(len(self._writes))]
+        types = [*key.types, *(_without_length(table.c[column].type) for column in self._writes)]
+        self._names = names
+        arrays = [
+            sa.bindparam(f"_{name}", type_=sa.ARRAY(kind))
+            for name, kind in zip(names, types, strict=True)
+        ]
+        columns = [sa.column(name, kind) for name, kind in zip(names, types, strict=True)]
+        values = sa.func.unnest(*arrays).table_valued(*columns, name="computed").render_derived()
+        self._statement = (
+            sa.update(table)
+            .where(*(c == values.c[n] for c, n in zip(key.columns, key_names, strict=True)))
+            .where(narrow)  # without it the planner scans the table sooner or later
+            .values({column: values.c[f"w{i}"] for i, column in enumerate(self._writes)})
+        )
+
+    def write(
+        self,
+        connection: sa.Connection,
+        rows: Sequence[tuple[KeyValues, Mapping[str, Any]]],
+        parameters: Mapping[str, Any],
+    ) -> int:
+        columns = [*zip(*(key for key, _ in rows), strict=True)]
+        columns += [tuple(values[name] for _, values in rows) for name in self._writes]
+        arrays = {f"_{n}": list(c) for n, c in zip(self._names, columns, strict=True)}
+        return connection.execute(self._statement, {**arrays, **parameters}).rowcount
+
+
+def _without_length(kind: TypeEngine[Any]) -> TypeEngine[Any]:
+    """A cast to varchar(3) cuts in silence where the assignment would refuse."""
+    if isinstance(kind, sa.String) and not isinstance(kind, (sa.Enum, pg.CITEXT)):
+        return sa.Text()
+    return kind
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{max(1, round(seconds * 1000))}ms"
+
+
+def _nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    return [plan] + [node for child in plan.get("Plans", ()) for node in _nodes(child)]
+
+
+def _set_local(name: str, parameter: str) -> sa.ColumnElement[Any]:
+    return sa.func.set_config(name, sa.bindparam(parameter, type_=sa.Text()), sa.true())
+
+
+_SET_LOCAL = sa.select(
+    _set_local("lock_timeout", "lock"),
+    _set_local("statement_timeout", "statement"),
+    _set_local("idle_in_transaction_session_timeout", "idle"),
+    _set_local("application_name", "label"),
+)
+
+_OLDEST_WRITER = sa.text(
+    "SELECT pid, application_name FROM pg_stat_activity"
+    " WHERE backend_xid IS NOT NULL ORDER BY age(backend_xid) DESC LIMIT 1"
+)

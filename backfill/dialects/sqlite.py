@@ -1,0 +1,145 @@
+"""SQLite: one writer at a time, so the chunk takes the write lock first and keeps it briefly."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import sqlalchemy as sa
+
+from backfill.dialects.base import Dialect, ErrorKind, Explain, Explanation, Limits
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from sqlalchemy.types import TypeEngine
+
+# https://sqlite.org/rescode.html, primary codes (the low byte of an extended code).
+_KINDS = {
+    3: ErrorKind.RIGHTS,  # PERM
+    5: ErrorKind.LOCKED,  # BUSY
+    6: ErrorKind.LOCKED,  # LOCKED
+    7: ErrorKind.OUT_OF_SPACE,  # NOMEM
+    8: ErrorKind.READ_ONLY,  # READONLY
+    9: ErrorKind.TOO_SLOW,  # INTERRUPT: our progress handler
+    10: ErrorKind.OUT_OF_SPACE,  # IOERR
+    11: ErrorKind.DAMAGE,  # CORRUPT
+    13: ErrorKind.OUT_OF_SPACE,  # FULL
+    14: ErrorKind.NOT_READY,  # CANTOPEN
+    17: ErrorKind.CONFLICT,  # SCHEMA: somebody changed it under a prepared statement
+    19: ErrorKind.DATA,  # CONSTRAINT
+    20: ErrorKind.DATA,  # MISMATCH
+    23: ErrorKind.RIGHTS,  # AUTH
+    26: ErrorKind.DAMAGE,  # NOTADB
+}
+_BUSY_SNAPSHOT = 517
+_ERROR = 1
+# sqlite3 tells no code before Python 3.11; its texts are fixed in SQLite's source.
+_TEXTS = {
+    "database is locked": 5,
+    "database table is locked": 6,
+    "interrupted": 9,
+    "attempt to write a readonly database": 8,
+    "database or disk is full": 13,
+    "disk I/O error": 10,
+    "unable to open database file": 14,
+    "database disk image is malformed": 11,
+    "file is not a database": 26,
+    "datatype mismatch": 20,
+}
+_OPCODES_PER_CHECK = 20_000
+_CONSTRAINT = re.compile(r"^(?:NOT NULL|UNIQUE|CHECK) constraint failed: ([\w., ]+)$")
+
+
+class SQLite(Dialect):
+    """The driver begins too late and only for some statements, so BEGIN is ours to send."""
+
+    update_gives_way: ClassVar[bool] = True
+    row_locks: ClassVar[bool] = False
+    integer_key_is_rowid: ClassVar[bool] = True
+    isolation_level: ClassVar[str] = "AUTOCOMMIT"
+    """pysqlite's name for "the driver sends no BEGIN of its own"."""
+
+    def open(self, limits: Limits) -> sa.Connection:
+        connection = self.engine.connect()
+        deadline = [0.0]
+        connection.info["backfill_deadline"] = deadline
+        driver: sqlite3.Connection = connection.connection.dbapi_connection  # type: ignore[assignment]
+        driver.set_progress_handler(lambda: time.monotonic() > deadline[0] > 0, _OPCODES_PER_CHECK)
+        with connection.begin():
+            # Waiting for the file's lock harms nobody: nothing is held meanwhile.
+            milliseconds = int(max(limits.lock_timeout, limits.statement_timeout) * 1000)
+            connection.exec_driver_sql(f"PRAGMA busy_timeout = {milliseconds}")
+        return connection
+
+    def begin(self, connection: sa.Connection, limits: Limits, *, write: bool) -> None:
+        connection.info["backfill_deadline"][0] = 0.0
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+        connection.info["backfill_deadline"][0] = time.monotonic() + limits.statement_timeout
+
+    def _native_code(self, original: BaseException) -> str | int | None:
+        code = getattr(original, "sqlite_errorcode", None)
+        if code is None:
+            code = _TEXTS.get(str(original))
+        if code is None and "constraint failed" in str(original):
+            code = 19
+        return code
+
+    def _kind_of_code(self, code: str | int) -> ErrorKind:
+        if code == _BUSY_SNAPSHOT:
+            return ErrorKind.CONFLICT
+        return _KINDS.get(int(code) & 0xFF, ErrorKind.UNKNOWN)
+
+    def error_kind(self, error: BaseException) -> ErrorKind:
+        original = getattr(error, "orig", None) or error
+        if self._native_code(original) in (_ERROR, None) and "no such" in str(original):
+            return ErrorKind.SCHEMA
+        return super().error_kind(error)
+
+    def error_objects(self, error: BaseException) -> dict[str, str]:
+        found = _CONSTRAINT.match(str(getattr(error, "orig", error)))
+        return {"constraint": found.group(1)} if found else {}
+
+    def key_type(self, column: sa.Column[Any]) -> TypeEngine[Any] | None:
+        # A column holds whatever was stored; only the raw value orders as the index does.
+        return sa.types.NullType()
+
+    def key_above(self, columns: Any, operands: Any, *, inclusive: bool) -> Any:
+        if len(columns) == 1:
+            return super().key_above(columns, operands, inclusive=inclusive)
+        row, bound = sa.tuple_(*columns), sa.tuple_(*operands)
+        return row >= bound if inclusive else row > bound
+
+    def key_upto(self, columns: Any, operands: Any) -> Any:
+        if len(columns) == 1:
+            return super().key_upto(columns, operands)
+        return sa.tuple_(*columns) <= sa.tuple_(*operands)
+
+    def row_estimate(self, connection: sa.Connection, table: sa.Table) -> int | None:
+        """Take the span of the rowids: one seek at each end, and an upper bound of the rows."""
+        rowid = sa.literal_column("rowid")
+        ends = [
+            sa.select(rowid).select_from(table).order_by(order).limit(1).scalar_subquery()
+            for order in (rowid.asc(), rowid.desc())
+        ]
+        try:
+            low, high = connection.execute(sa.select(*ends)).one()
+        except sa.exc.OperationalError:
+            return None  # WITHOUT ROWID keeps no such number
+        return 0 if high is None else int(high) - int(low) + 1
+
+    def explain(self, connection: sa.Connection, statement: sa.Select[Any]) -> Explanation:
+        rows = connection.execute(Explain("EXPLAIN QUERY PLAN", statement))
+        lines = tuple(str(row[-1]) for row in rows)
+        reads = [line for line in lines if line.startswith(("SEARCH", "SCAN"))]
+        return Explanation(lines, all(line.startswith("SEARCH") for line in reads))
+
+    def now(self, plus_seconds: float = 0) -> sa.ColumnElement[Any]:
+        """Milliseconds are what SQLite knows; the zeros make them SQLAlchemy's microseconds."""
+        modifiers = ["now"] + ([f"{plus_seconds:+.3f} seconds"] if plus_seconds else [])
+        milliseconds = sa.func.strftime("%Y-%m-%d %H:%M:%f", *modifiers)
+        return sa.type_coerce(milliseconds + sa.literal("000"), sa.String())
+
+    def lock(self, statement: sa.Select[Any]) -> sa.Select[Any]:
+        return statement  # BEGIN IMMEDIATE holds the only write lock there is

@@ -1,0 +1,163 @@
+"""Finds the declared backfills: in the revision files, and in `backfills/` beside them."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import inspect
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alembic.util import CommandError
+
+from backfill.declaration import Backfill
+from backfill.errors import BackfillError, DeclarationError, UnknownBackfill
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from types import ModuleType
+
+    from alembic.script import ScriptDirectory
+
+FOLDER = "backfills"
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """A backfill class, where it stands, and whether its revision is applied."""
+
+    declaration: type[Backfill]
+    revision: str
+    path: Path
+    is_applied: bool
+
+    @property
+    def name(self) -> str:
+        return self.declaration.name
+
+
+def discover(script: ScriptDirectory, applied: frozenset[str]) -> list[Declared]:
+    """Return all declared backfills in the order of the revision graph.
+
+    Raises DeclarationError for a class that is wrong, an unknown revision, or one name twice.
+    """
+    order = _revision_order(script)
+    found = [
+        _declared(declaration, revision, path, script, applied)
+        for declaration, revision, path in (*_in_revisions(script), *_in_folders(script))
+    ]
+    _refuse_same_names(found)
+    return sorted(found, key=lambda declared: order[declared.revision])
+
+
+def named(declared: Sequence[Declared], names: Iterable[str]) -> list[Declared]:
+    """Return the backfills of these names, in their own order; all if there is no name.
+
+    Raises UnknownBackfill, with names that are close.
+    """
+    wanted = list(names)
+    known = {one.name for one in declared}
+    for name in wanted:
+        if name not in known:
+            raise UnknownBackfill(name, difflib.get_close_matches(name, sorted(known)))
+    return [one for one in declared if not wanted or one.name in wanted]
+
+
+def _revision_order(script: ScriptDirectory) -> dict[str, int]:
+    revisions = [revision.revision for revision in script.walk_revisions()]
+    return {revision: i for i, revision in enumerate(reversed(revisions))}
+
+
+def _in_revisions(
+    script: ScriptDirectory,
+) -> list[tuple[type[Backfill], str | None, Path]]:
+    return [
+        (declaration, revision.revision, Path(revision.path))
+        for revision in script.walk_revisions()
+        for declaration in _classes(revision.module)
+    ]
+
+
+def _in_folders(script: ScriptDirectory) -> list[tuple[type[Backfill], str | None, Path]]:
+    folders = {Path(location).parent / FOLDER for location in script._version_locations}
+    return [
+        (declaration, None, path)
+        for folder in sorted(folders)
+        for path in sorted(folder.glob("*.py"))
+        for declaration in _classes(_load(path))
+    ]
+
+
+def _load(path: Path) -> ModuleType:
+    """Import a file by its path, under a name of its own."""
+    name = f"_backfill_declarations.{path.parent.parent.name}.{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BackfillError as error:
+        raise DeclarationError(f"{path}: {error}") from error
+    except Exception as error:
+        raise DeclarationError(
+            f"{path} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    return module
+
+
+def _classes(module: ModuleType) -> list[type[Backfill]]:
+    """Return the concrete declarations that a module itself makes, in their order."""
+    return [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value)
+        and issubclass(value, Backfill)
+        and value.__module__ == module.__name__
+        and hasattr(value, "level")
+    ]
+
+
+def _declared(
+    declaration: type[Backfill],
+    inferred: str | None,
+    path: Path,
+    script: ScriptDirectory,
+    applied: frozenset[str],
+) -> Declared:
+    wanted = declaration.revision or inferred
+    if wanted is None:
+        raise DeclarationError(
+            f"{path}: {declaration.__name__} does not say after which revision it runs; a class in"
+            f' `{FOLDER}/` names it: revision = "8f2c1a".'
+        )
+    revision = _resolved(script, wanted, declaration, path)
+    declaration.revision = revision
+    return Declared(declaration, revision, path, revision in applied)
+
+
+def _resolved(script: ScriptDirectory, wanted: Any, declaration: type[Backfill], path: Path) -> str:
+    try:
+        found = script.get_revision(wanted)
+    except CommandError:
+        found = None
+    if found is None:
+        raise DeclarationError(
+            f"{path}: {declaration.__name__} names the revision {wanted!r}, which is not in"
+            f" {script.versions}. Known heads: {', '.join(script.get_heads()) or 'none'}."
+        )
+    return found.revision
+
+
+def _refuse_same_names(found: Sequence[Declared]) -> None:
+    seen: dict[str, Declared] = {}
+    for declared in found:
+        other = seen.setdefault(declared.name, declared)
+        if other is not declared:
+            raise DeclarationError(
+                f"Two classes are called {declared.name!r}: {other.declaration.__name__} in"
+                f" {other.path} and {declared.declaration.__name__} in {declared.path}. The name"
+                ' is the identity in the state tables; give one of them another: name = "…".'
+            )

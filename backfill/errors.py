@@ -1,0 +1,122 @@
+"""Every exception of the package.
+
+BackfillError                 what happened, to which object, what to do next
+├─ ConfigurationError         a setting, the Alembic project or the database URL
+├─ DeclarationError           a backfill class is wrong, or does not fit its table
+│  └─ UnknownBackfill         no class has this name
+├─ StateError                 our own tables are not as this version needs them
+├─ RunError
+│  ├─ InvalidTransition       the run's status does not allow this
+│  ├─ DeclarationChanged      the class is not the one that the run began with
+│  ├─ Incomplete              a backfill that must be complete is not (the gate)
+│  └─ RunFailed               the run cannot go on until somebody acts
+├─ LeaseError
+│  ├─ LeaseHeld               another runner works on this range
+│  └─ LeaseLost               our claim was replaced; nothing of ours may commit
+└─ Retryable
+   ├─ CommitUnknown           the connection failed in COMMIT: claim again, then look
+   └─ RowsKeptChanging        the application rewrote the chunk's rows while we computed
+"""
+
+from __future__ import annotations
+
+
+class BackfillError(Exception):
+    """Root of all errors of this package; its text is fit to be shown to a person."""
+
+
+class ConfigurationError(BackfillError):
+    """A setting, the Alembic project or the database URL cannot be used."""
+
+
+class DeclarationError(BackfillError):
+    """A backfill class is wrong in itself, or does not fit the table it names."""
+
+
+class UnknownBackfill(DeclarationError):
+    """No declared backfill has the given name."""
+
+    def __init__(self, name: str, close: list[str]) -> None:
+        self.name = name
+        self.close = close
+        hint = f"Did you mean {', '.join(close)}?" if close else "See `backfill list`."
+        super().__init__(f"No backfill is called {name!r}. {hint}")
+
+
+class StateError(BackfillError):
+    """The state tables cannot be used by this version."""
+
+
+class RunError(BackfillError):
+    """A run cannot do what was asked."""
+
+
+class InvalidTransition(RunError):
+    """The run's status does not allow the change that was asked for."""
+
+    def __init__(self, name: str, status: str, wanted: str, allowed: list[str]) -> None:
+        self.name = name
+        self.status = status
+        self.wanted = wanted
+        self.allowed = allowed
+        super().__init__(
+            f"Backfill {name!r} is {status} and cannot become {wanted}; "
+            f"from there it can become: {', '.join(allowed) or 'nothing'}."
+        )
+
+
+class DeclarationChanged(RunError):
+    """The class differs from the one that began the unfinished run."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(
+            f"The declaration of backfill {name!r} changed after its run began. "
+            f"Go on from the cursor with the new one: `backfill run {name} --accept-change`. "
+            f"Begin again: `backfill cancel {name}`, then `backfill run {name}`."
+        )
+
+
+class Incomplete(RunError):
+    """A backfill that must be complete is not."""
+
+
+class RunFailed(RunError):
+    """The run stopped and needs a person; it can be continued afterwards."""
+
+
+class LeaseError(BackfillError):
+    """A range cannot be worked on by this runner."""
+
+
+class LeaseHeld(LeaseError):
+    """Another live runner holds every range that is left."""
+
+    def __init__(self, name: str, owner: str) -> None:
+        self.name = name
+        self.owner = owner
+        super().__init__(
+            f"Backfill {name!r} is being run by {owner}. Watch it with `backfill status {name}`."
+        )
+
+
+class LeaseLost(LeaseError):
+    """The lease's token was replaced: by a pause, a cancel or another runner."""
+
+    def __init__(self, range_id: int) -> None:
+        self.range_id = range_id
+        super().__init__(
+            f"The lease on key range {range_id} was taken away; nothing more is written."
+        )
+
+
+class Retryable(BackfillError):
+    """The chunk was not committed, or nobody knows; trying it again is safe."""
+
+
+class CommitUnknown(Retryable):
+    """COMMIT gave no answer; only a new claim of the lease can tell what happened."""
+
+
+class RowsKeptChanging(Retryable):
+    """The application changed the chunk's rows each time we had computed them."""

@@ -1,0 +1,159 @@
+"""The key: the columns that order a table, and their values as text in the state tables."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import date, datetime, time
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from backfill.errors import StateError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from sqlalchemy.types import TypeEngine
+
+    from backfill.dialects.base import Dialect
+
+KeyValues = tuple[Any, ...]
+"""The values of a key's columns, in the key's order; empty: before the first key."""
+
+START: KeyValues = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """Unique, not-null columns of a table, in the order in which the table is walked.
+
+    Comparisons are built from named parameters once, so that a statement is compiled once
+    and then only bound; `parameters` gives the values for such names.
+    """
+
+    columns: tuple[sa.Column[Any], ...]
+    types: tuple[TypeEngine[Any], ...]
+    """How values travel: exactly as the database gave them."""
+    dialect: Dialect
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(column.name for column in self.columns)
+
+    @property
+    def selected(self) -> list[sa.ColumnElement[Any]]:
+        """The key's columns as a SELECT list, in their travelling types."""
+        return [
+            sa.type_coerce(column, kind).label(f"_key_{i}")
+            for i, (column, kind) in enumerate(zip(self.columns, self.types, strict=True))
+        ]
+
+    def operands(self, name: str) -> list[sa.BindParameter[Any]]:
+        """Return one named parameter a column."""
+        return [sa.bindparam(f"{name}_{i}", type_=kind) for i, kind in enumerate(self.types)]
+
+    def parameters(self, name: str, values: KeyValues) -> dict[str, Any]:
+        """Return the values for the parameters of `operands(name)`."""
+        return {f"{name}_{i}": value for i, value in enumerate(values)}
+
+    def constants(self, values: KeyValues) -> list[sa.ColumnElement[Any]]:
+        """Return the values themselves as operands, for a statement that stands alone."""
+        return [sa.literal(v, kind) for v, kind in zip(values, self.types, strict=True)]
+
+    def above(
+        self, operands: Sequence[sa.ColumnElement[Any]], *, inclusive: bool = False
+    ) -> sa.ColumnElement[bool]:
+        """Return the condition that the key is above (or at) the operands."""
+        return self.dialect.key_above(self.columns, operands, inclusive=inclusive)
+
+    def upto(self, operands: Sequence[sa.ColumnElement[Any]]) -> sa.ColumnElement[bool]:
+        """Return the condition that the key is at or below the operands."""
+        return self.dialect.key_upto(self.columns, operands)
+
+    def other_than(self, keys: Sequence[KeyValues]) -> sa.ColumnElement[bool]:
+        """Return the condition that the key is none of these."""
+        if len(self.columns) == 1:
+            return self.columns[0].not_in([self.constants(key)[0] for key in keys])
+        return sa.not_(
+            sa.or_(
+                *(
+                    sa.and_(
+                        *(
+                            column == constant
+                            for column, constant in zip(
+                                self.columns, self.constants(key), strict=True
+                            )
+                        )
+                    )
+                    for key in keys
+                )
+            )
+        )
+
+
+# -- text ------------------------------------------------------------------------------
+
+_WRITERS: dict[type, tuple[str, Callable[[Any], str]]] = {
+    UUID: ("uuid", str),
+    Decimal: ("decimal", str),
+    datetime: ("datetime", datetime.isoformat),
+    date: ("date", date.isoformat),
+    time: ("time", time.isoformat),
+    bytes: ("bytes", bytes.hex),
+    bytearray: ("bytes", bytearray.hex),
+    memoryview: ("bytes", memoryview.hex),
+    float: ("float", float.hex),
+}
+_READERS: dict[str, Callable[[str], Any]] = {
+    "uuid": UUID,
+    "decimal": Decimal,
+    "datetime": datetime.fromisoformat,
+    "date": date.fromisoformat,
+    "time": time.fromisoformat,
+    "bytes": bytes.fromhex,
+    "float": float.fromhex,
+}
+
+
+def dumps(values: KeyValues) -> str:
+    """Write key values as exact typed text: JSON in ASCII, `["DE", {"uuid": "…"}]`.
+
+    Integers, strings and booleans stand as they are; everything else carries its type.
+    Raises TypeError for a value of a type that has no exact text here.
+    """
+    return json.dumps([_tagged(value) for value in values])
+
+
+def loads(text: str) -> KeyValues:
+    """Read what `dumps` wrote. Raises StateError for any other text."""
+    try:
+        return tuple(_untagged(item) for item in json.loads(text))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise StateError(
+            "A key in the state tables is not in the form that this version writes; "
+            "somebody edited it, or a newer version of backfill wrote it."
+        ) from error
+
+
+def _tagged(value: Any) -> Any:
+    if isinstance(value, (bool, int, str)) and type(value) in (bool, int, str):
+        return value
+    for kind in type(value).__mro__:
+        if kind in _WRITERS:
+            tag, write = _WRITERS[kind]
+            return {tag: write(value)}
+        if kind in (int, str):
+            return kind(value)
+    raise TypeError(f"{type(value).__name__} has no exact text form")
+
+
+def _untagged(item: Any) -> Any:
+    if isinstance(item, dict):
+        ((tag, text),) = item.items()
+        return _READERS[tag](text)
+    if isinstance(item, (bool, int, str)):
+        return item
+    raise TypeError(f"{type(item).__name__} is not a key value")

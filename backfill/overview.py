@@ -1,0 +1,171 @@
+"""What is told of backfills: the documents of `list`, `status`, `failures`, `verify`, `check`.
+
+Each document is an array with one object a backfill (or failure). Their names are stable:
+users script against them.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from backfill import keys, owners
+from backfill.chunks import count_pending
+from backfill.dialects import Limits
+from backfill.errors import BackfillError
+from backfill.proof import incomplete_reason
+from backfill.runs import Status
+from backfill.targets import bind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import sqlalchemy as sa
+
+    from backfill.dialects import Dialect
+    from backfill.discovery import Declared
+    from backfill.keys import KeyValues
+    from backfill.runs import KeyRange, Run
+    from backfill.store import Store
+
+Document = list[dict[str, Any]]
+
+_READING = Limits(lock_timeout=5, statement_timeout=30, idle_timeout=30, label="backfill: look")
+
+
+def listing(declared: Sequence[Declared], store: Store) -> Document:
+    """Return every declared backfill, in the order of the revisions."""
+    has_state = store.exists()
+    return [
+        {
+            "name": one.name,
+            "revision": one.revision,
+            "applied": one.is_applied,
+            "status": _status(store.current(one.name) if has_state else None),
+            "description": one.declaration.description(),
+        }
+        for one in declared
+    ]
+
+
+def status(declared: Sequence[Declared], store: Store) -> Document:
+    """Return how far each backfill is, who works on it and how fast."""
+    has_state = store.exists()
+    return [
+        _progress(one, store, store.current(one.name) if has_state else None) for one in declared
+    ]
+
+
+def failures(declared: Sequence[Declared], store: Store) -> Document:
+    """Return the quarantined rows of each backfill's latest run."""
+    has_state = store.exists()
+    document = []
+    for one in declared:
+        run = store.current(one.name) if has_state else None
+        document += [
+            {
+                "name": one.name,
+                "key": _shown(failure.key),
+                "error": failure.error,
+                "attempts": failure.attempts,
+            }
+            for failure in (store.failures(run) if run is not None else ())
+        ]
+    return document
+
+
+def verify(declared: Sequence[Declared], dialect: Dialect) -> Document:
+    """Count the pending rows of each backfill in short reads.
+
+    Without a `where` nothing can be counted: 0 once its run has succeeded, null before.
+    """
+    document = []
+    for one in declared:
+        with dialect.open(_READING) as connection:
+            with _reading(connection, dialect):
+                target = bind(one.declaration, dialect, connection)
+            pending: int | None
+            if target.pending is not None:
+                pending = count_pending(
+                    connection, target, reading=lambda c=connection: _reading(c, dialect)
+                )
+            else:
+                reason = incomplete_reason(
+                    connection, target, reading=lambda c=connection: _reading(c, dialect)
+                )
+                pending = 0 if reason is None else None
+        document.append({"name": one.name, "pending": pending})
+    return document
+
+
+def check(declared: Sequence[Declared], dialect: Dialect) -> Document:
+    """Say of each backfill that is due whether it is complete, and if not, why."""
+    document = []
+    for one in declared:
+        if not one.is_applied:
+            continue
+        try:
+            with dialect.open(_READING) as connection:
+                with _reading(connection, dialect):
+                    target = bind(one.declaration, dialect, connection)
+                reason = incomplete_reason(
+                    connection, target, reading=lambda c=connection: _reading(c, dialect)
+                )
+        except BackfillError as error:
+            reason = str(error)
+        document.append({"name": one.name, "complete": reason is None, "reason": reason})
+    return document
+
+
+@contextmanager
+def _reading(connection: sa.Connection, dialect: Dialect) -> Iterator[None]:
+    with dialect.transaction(connection, _READING, write=False):
+        yield
+
+
+def _status(run: Run | None) -> str:
+    return (run.status if run is not None else Status.PENDING).value
+
+
+def _progress(one: Declared, store: Store, run: Run | None) -> dict[str, Any]:
+    ranges = store.ranges(run) if run is not None else []
+    changed, quarantined = store.totals(run) if run is not None else (0, 0)
+    scanned = sum(found.rows_scanned for found in ranges)
+    rate = sum(found.rows_per_second for found in ranges if found.lease_is_live)
+    estimated = run.rows_estimated if run is not None else None
+    left = None
+    if rate > 0 and estimated is not None:
+        left = round(max(estimated - scanned, 0) / rate, 1)
+    return {
+        "name": one.name,
+        "revision": one.revision,
+        "status": _status(run),
+        "rows_scanned": scanned,
+        "rows_changed": changed,
+        "rows_estimated": estimated,
+        "rows_per_second": round(rate, 1),
+        "seconds_left": left,
+        "failures": quarantined,
+        "throttled": next((r.throttled for r in ranges if r.throttled), None),
+        "error": run.error if run is not None else None,
+        "ranges": [_range(found) for found in ranges],
+    }
+
+
+def _range(found: KeyRange) -> dict[str, Any]:
+    expires = found.lease_expires
+    return {
+        "lower": _shown(found.lower),
+        "upper": _shown(found.upper),
+        "cursor": _shown(found.cursor),
+        "rows_scanned": found.rows_scanned,
+        "rows_changed": found.rows_changed,
+        "owner": owners.shown(found.owner) if found.owner else None,
+        "lease_expires": f"{expires.isoformat(timespec='milliseconds')}Z" if expires else None,
+    }
+
+
+def _shown(values: KeyValues) -> Any:
+    """Return a key as JSON: an array of its values, null before the first key."""
+    return json.loads(keys.dumps(values)) or None

@@ -1,0 +1,62 @@
+"""Who holds a lease, and whether that process on this machine is dead.
+
+An owner is written as `host:pid:started:machine`. `started` tells a process from a later one
+with the same pid, `machine` (boot and pid namespace) two containers of one host name apart.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from functools import cache
+from pathlib import Path
+
+
+def myself() -> str:
+    """Return the owner text of this process."""
+    pid = os.getpid()
+    return f"{_host()}:{pid}:{_started(pid) or 0}:{_machine()}"
+
+
+def is_dead(owner: str) -> bool:
+    """Whether the owner is a process of this machine that no longer runs.
+
+    False where that cannot be known: another machine, or a system without /proc.
+    """
+    host, pid, started, machine = owner.rsplit(":", 3)
+    if host != _host() or machine != _machine() or not machine or not pid.isdigit():
+        return False
+    return _started(int(pid)) != int(started)
+
+
+def shown(owner: str) -> str:
+    """Return the part of an owner that means something to a person."""
+    host, pid, *_ = owner.rsplit(":", 3)
+    return f"{host} (process {pid})"
+
+
+@cache
+def _host() -> str:
+    return socket.gethostname().replace(":", "-")
+
+
+@cache
+def _machine() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}.{Path('/proc/self/ns/pid').stat().st_ino}"
+    except OSError:
+        return ""  # no /proc: then nobody is ever taken for dead before the lease ends
+
+
+def _started(pid: int) -> int | None:
+    """Return the start time of a process in clock ticks since boot; None if it is gone.
+
+    Field 22 of /proc/PID/stat (proc(5)); a zombie has ended, whoever has yet to reap it.
+    """
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    after_name = text.rpartition(")")[2].split()
+    return None if after_name[0] in "ZX" else int(after_name[19])

@@ -1,0 +1,244 @@
+"""Plan: what a run would do, found out by reading, and by a first chunk that is rolled back."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from backfill.chunks import Chunk, Walk, last_key, pending_condition
+from backfill.dialects import Limits
+from backfill.errors import BackfillError
+from backfill.failures import describe
+from backfill.keys import START, KeyValues
+from backfill.sizing import FIRST
+from backfill.writers import Written, writer_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from backfill.settings import Settings
+    from backfill.targets import Target
+
+_SAMPLES = 8
+_SAMPLE_ROWS = 500
+_SPARSE = 0.05
+_SMALL_TABLE = 10_000
+"""Below this many rows a planner rightly prefers to read the whole table."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A read-only forecast of a run."""
+
+    name: str
+    revision: str
+    table: str
+    key: list[str]
+    level: str
+    rows_estimated: int | None
+    pending_share: float | None
+    """Share of rows that are pending, of a sample; None without a `where` or without rows."""
+    statements: list[str]
+    walk_plan: list[str]
+    walk_is_index_range: bool
+    chunk_rows: int = 0
+    chunk_seconds: float = 0.0
+    seconds_estimated: float | None = None
+    warnings: list[str] = field(default_factory=list)
+
+
+class _RollBack(Exception):
+    """Ends the first chunk's transaction without its writes."""
+
+
+def make_plan(target: Target, settings: Settings) -> Plan:
+    """Return the plan of a backfill; nothing that it writes is committed."""
+    limits = Limits(
+        settings.lock_timeout,
+        settings.statement_timeout,
+        settings.idle_timeout,
+        label=f"backfill: plan {target.declaration.name}",
+    )
+    return _Planner(target, settings, limits).plan()
+
+
+class _Planner:
+    def __init__(self, target: Target, settings: Settings, limits: Limits) -> None:
+        self.target = target
+        self.dialect = target.dialect
+        self.settings = settings
+        self.limits = limits
+        self.warnings: list[str] = []
+        self.shown: list[str] = []
+
+    def plan(self) -> Plan:
+        target = self.target
+        with self.dialect.open(self.limits) as connection:
+            with self.dialect.transaction(connection, self.limits, write=False):
+                rows = self.dialect.row_estimate(connection, target.table)
+                points = [START, *self._sample_points(connection, rows)]
+                share = self._pending_share(connection, points)
+                lines, ranged = self._walk_plan(connection, points)
+                self._warn(connection, rows, share, ranged)
+            chunk_rows, seconds = self._first_chunk(connection)
+        return Plan(
+            name=target.declaration.name,
+            revision=target.declaration.revision or "",
+            table=target.table.fullname,
+            key=list(target.key.names),
+            level=target.declaration.level.value,
+            rows_estimated=rows,
+            pending_share=share,
+            statements=self.shown,
+            walk_plan=lines,
+            walk_is_index_range=ranged,
+            chunk_rows=chunk_rows,
+            chunk_seconds=round(seconds, 6),
+            seconds_estimated=_forecast(rows, share, chunk_rows, seconds),
+            warnings=self.warnings,
+        )
+
+    def _sample_points(self, connection: sa.Connection, rows: int | None) -> list[KeyValues]:
+        if not rows or rows < _SAMPLES * _SAMPLE_ROWS:
+            return []
+        return self.dialect.split_points(connection, self.target.key, rows, _SAMPLES)
+
+    def _pending_share(self, connection: sa.Connection, points: list[KeyValues]) -> float | None:
+        """Look at a few hundred rows in several places."""
+        pending = pending_condition(self.target, ())
+        upper = last_key(connection, self.target.key)
+        if pending is None or upper == START:
+            return None
+        walk = Walk(self.target)
+        found = scanned = 0
+        for point in points:
+            end, passed, _ = walk.bounded(connection, point, upper, _SAMPLE_ROWS)
+            found += len(walk.page(connection, point, end, _SAMPLE_ROWS))
+            scanned += passed
+        return found / scanned if scanned else None
+
+    def _walk_plan(
+        self, connection: sa.Connection, points: list[KeyValues]
+    ) -> tuple[list[str], bool]:
+        """Explain the statement that cuts a chunk out of the middle of the table."""
+        upper = last_key(connection, self.target.key)
+        if upper == START:
+            return ["the table is empty"], True
+        key = self.target.key
+        low = points[len(points) // 2] or upper
+        statement = (
+            sa.select(*key.selected)
+            .where(key.above(key.constants(low)), key.upto(key.constants(upper)))
+            .order_by(*key.columns)
+            .limit(self._size())
+        )
+        explanation = self.dialect.explain(connection, statement)
+        return list(explanation.lines), explanation.is_index_range
+
+    def _warn(
+        self, connection: sa.Connection, rows: int | None, share: float | None, ranged: bool
+    ) -> None:
+        target = self.target
+        if not ranged and (rows is None or rows > _SMALL_TABLE):
+            self.warnings.append(
+                f"the walk over {', '.join(target.key.names)} is not an index range (see its plan):"
+                " each chunk would read far. Add an index on the key, or name another `key`."
+            )
+        for column, index in self._indexed(connection):
+            self.warnings.append(
+                f"{column!r} is indexed by {index!r}, which makes each row much dearer to write;"
+                " where you can, create the index after the backfill."
+            )
+        if target.pending is None:
+            self.warnings.append(
+                "there is no `where`: every row up to the highest key at the start is done once."
+                " Rows inserted later are up to the application, and no sweep can look for them."
+            )
+        elif share is not None and share < _SPARSE and rows is not None and rows > _SMALL_TABLE:
+            self.warnings.append(
+                f"about {share:.1%} of the rows sampled are pending, so the walk scans far to find"
+                f" them (all of about {rows:,} rows). A partial index on the key for this `where`"
+                " would spare that, if it is run often."
+            )
+
+    def _indexed(self, connection: sa.Connection) -> list[tuple[str, str]]:
+        table = self.target.table
+        indexes = sa.inspect(connection).get_indexes(table.name, table.schema)
+        return [
+            (column, str(index["name"]))
+            for column in self.target.written
+            for index in indexes
+            if column in index["column_names"]
+        ]
+
+    def _size(self) -> int:
+        return self.settings.chunk_size or FIRST
+
+    def _first_chunk(self, connection: sa.Connection) -> tuple[int, float]:
+        """Do the first chunk as a run would, and roll it back: its rows and seconds."""
+        target = self.target
+        computes = bool(target.declaration.writes)
+        walk = Walk(target, target.reads if computes else ())
+        writer = writer_for(target, walk)
+        done: list[tuple[int, float]] = []
+        try:
+            with self.dialect.transaction(connection, self.limits, write=False):
+                upper = last_key(connection, target.key)
+                if upper == START:
+                    return 0, 0.0
+                chunk = walk.next(connection, START, upper, self._size(), seconds=0.2)
+            started = time.perf_counter()
+            writer.compute(chunk, lambda: None)
+            with (
+                suppress(_RollBack),
+                self.dialect.transaction(connection, self.limits),
+                _collecting(connection, self.shown),
+            ):
+                written = writer.write(connection, chunk)
+                done.append((self._rows(chunk, written), time.perf_counter() - started))
+                raise _RollBack
+        except BackfillError:
+            raise
+        except Exception as error:
+            self.warnings.append(f"the first chunk failed: {describe(error, self.dialect)}.")
+        else:
+            self._warn_of(written)
+        return done[0] if done else (0, 0.0)
+
+    def _rows(self, chunk: Chunk, written: Written) -> int:
+        return written.changed or len(chunk.page or ()) or chunk.scanned
+
+    def _warn_of(self, written: Written) -> None:
+        if written.failures:
+            self.warnings.append(
+                f"{len(written.failures)} rows of the first chunk cannot be written, for example:"
+                f" {written.failures[0].error}."
+            )
+
+
+@contextmanager
+def _collecting(connection: sa.Connection, texts: list[str]) -> Iterator[None]:
+    """Collect the SQL that the connection sends, each text once, without values."""
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        text = " ".join(statement.split())
+        if text not in texts:
+            texts.append(text)
+
+    sa.event.listen(connection, "before_cursor_execute", note)
+    try:
+        yield
+    finally:
+        sa.event.remove(connection, "before_cursor_execute", note)
+
+
+def _forecast(
+    rows: int | None, share: float | None, chunk_rows: int, seconds: float
+) -> float | None:
+    if rows is None or not chunk_rows:
+        return None
+    return round(rows * (1.0 if share is None else share) * seconds / chunk_rows, 1)

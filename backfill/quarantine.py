@@ -1,0 +1,95 @@
+"""Tries quarantined rows again, each in a transaction that also takes it off the list."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from backfill.chunks import Chunk, Walk
+from backfill.dialects import ErrorKind, Limits
+from backfill.errors import InvalidTransition, LeaseLost
+from backfill.failures import describe
+from backfill.keys import START
+from backfill.runs import Status
+from backfill.writers import writer_for
+from backfill.writers.rows import RowsChanged
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+    from backfill.runs import Failure, Run
+    from backfill.settings import Settings
+    from backfill.store import Store
+    from backfill.targets import Target
+
+_TRIES = 3
+
+
+class _FailedAgain(Exception):
+    """A row is still bad; its text says why."""
+
+
+def retry(target: Target, store: Store, run: Run, settings: Settings) -> tuple[int, int]:
+    """Try every quarantined row of a run again; how many are off the list, and how many stay.
+
+    Raises InvalidTransition if the run is paused or cancelled: stopped means stopped.
+    """
+    limits = Limits(
+        max(settings.lock_timeout, 1.0),
+        settings.statement_timeout,
+        settings.idle_timeout,
+        label=f"backfill: {run.name} failures",
+    )
+    resolved = 0
+    found = store.failures(run)
+    for failure in found:
+        resolved += _Retry(target, store, run, limits).row(failure)
+    return resolved, len(found) - resolved
+
+
+class _Retry:
+    def __init__(self, target: Target, store: Store, run: Run, limits: Limits) -> None:
+        self.target = target
+        self.store = store
+        self.run = run
+        self.limits = limits
+        self.walk = Walk(target, target.reads if target.declaration.writes else ())
+        self.writer = writer_for(target, self.walk)
+
+    def row(self, failure: Failure) -> bool:
+        """Write one row; whether it is off the list."""
+        for _ in range(_TRIES):
+            try:
+                self._write(failure)
+                return True
+            except RowsChanged:
+                continue
+            except LeaseLost:
+                return True  # somebody else tried it at the same time, and it went well
+            except _FailedAgain as error:
+                self.store.failed_again(failure, str(error))
+                return False
+            except Exception as error:
+                if self.target.dialect.error_kind(error) is not ErrorKind.DATA:
+                    raise
+                self.store.failed_again(failure, describe(error, self.target.dialect))
+                return False
+        return False
+
+    def _write(self, failure: Failure) -> None:
+        dialect = self.target.dialect
+        with dialect.open(self.limits) as connection:
+            with dialect.transaction(connection, self.limits, write=False):
+                page = self.walk.one(connection, failure.key)
+            chunk = Chunk(START, failure.key, scanned=0, is_last=False, page=page)
+            self.writer.compute(chunk, lambda: None)
+            with dialect.transaction(connection, self.limits):
+                self._refuse_if_stopped(connection)
+                written = self.writer.write(connection, chunk)
+                if written.failures:
+                    raise _FailedAgain(written.failures[0].error)
+                self.store.resolve(connection, self.run, failure, written.changed)
+
+    def _refuse_if_stopped(self, connection: sa.Connection) -> None:
+        now = self.store.locked_status(connection, self.run)
+        if now in (Status.PAUSED, Status.CANCELLED):
+            raise InvalidTransition(self.run.name, now.value, "retried", [])

@@ -1,0 +1,361 @@
+"""A run from its first claim to its proof: the file that joins everything below it.
+
+`Runner.run` -> `walk_pass` -> `Worker.work` (workers.py) -> one chunk, one transaction.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from backfill import owners, retries
+from backfill.chunks import count_pending, last_key
+from backfill.dialects import Limits
+from backfill.errors import (
+    BackfillError,
+    DeclarationChanged,
+    DeclarationError,
+    LeaseHeld,
+    LeaseLost,
+    RunFailed,
+)
+from backfill.failures import describe
+from backfill.keys import START
+from backfill.proof import incomplete_reason
+from backfill.reporters import Event
+from backfill.runs import Run, Status
+from backfill.workers import Stopped, Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import sqlalchemy as sa
+
+    from backfill.keys import KeyValues
+    from backfill.reporters import Reporter
+    from backfill.settings import Settings
+    from backfill.store import Store
+    from backfill.targets import Target
+    from backfill.workers import Budget
+
+RANGES_PER_WORKER = 8
+_ROWS_PER_RANGE = 5_000
+_OLDER_TRANSACTIONS_SECONDS = 0.2
+
+
+class Outcome(Enum):
+    """How a call of `Runner.run` ended."""
+
+    COMPLETE = "complete"
+    STOPPED = "stopped"
+    HELD = "held"
+    QUARANTINED = "quarantined"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of a run, in one sentence for people."""
+
+    outcome: Outcome
+    text: str
+    was_reported: bool = False
+
+
+class Runner:
+    """Runs one backfill to the end, or until it is stopped."""
+
+    def __init__(
+        self,
+        target: Target,
+        store: Store,
+        settings: Settings,
+        budget: Budget,
+        report: Reporter,
+    ) -> None:
+        self.target = target
+        self.store = store
+        self.settings = settings
+        self.budget = budget
+        self.report = report
+        self.name = target.declaration.name
+        self.limits = Limits(
+            settings.lock_timeout,
+            settings.statement_timeout,
+            settings.idle_timeout,
+            label=f"backfill: {self.name}",
+        )
+
+    def run(self, *, accept_change: bool = False) -> Result:
+        """Walk, sweep and prove, until no row is pending or somebody stops us."""
+        self.store.ensure()
+        run = self.open(accept_change=accept_change)
+        if run is None:
+            return Result(Outcome.COMPLETE, "already complete")
+        if run.status is Status.PAUSED:
+            return Result(Outcome.STOPPED, f"is paused; `backfill resume {self.name}` first")
+        self.budget.failures = self.store.totals(run)[1]
+        try:
+            while True:
+                self.walk_pass(run)
+                self._resume_running(run)
+                if self.is_proved(run):
+                    return self.finish(run)
+                run = self.next_pass(run)
+        except Stopped:
+            self.store.rest(run)
+            return self._stopped(run)
+        except LeaseLost:
+            return self._revoked(run)
+        except LeaseHeld as held:
+            return Result(Outcome.HELD, str(held))
+        except BackfillError as error:
+            return self._failed(run, error, str(error))
+        except Exception as error:
+            return self._failed(run, error, describe(error, self.target.dialect))
+
+    # -- opening -----------------------------------------------------------------------
+
+    def open(self, *, accept_change: bool) -> Run | None:
+        """Return the run to go on with, a new one if there is none; None if all is done."""
+        run = self.store.current(self.name)
+        fingerprint = self.target.declaration.fingerprint()
+        if run is not None and not run.is_over:
+            if run.fingerprint != fingerprint and not accept_change:
+                raise DeclarationChanged(self.name)
+            if run.fingerprint != fingerprint:
+                self.store.accept(run, fingerprint)
+            self._say_started(run)
+            return run
+        if run is not None and run.status is Status.SUCCEEDED and self.is_complete():
+            return None
+        run = self.create(fingerprint, number=run.number + 1 if run is not None else 1)
+        self._say_started(run)
+        return run
+
+    def is_complete(self) -> bool:
+        """Whether the data says that a run which succeeded once is still complete."""
+        with self.target.dialect.open(self.limits) as connection:
+            reason = incomplete_reason(
+                connection, self.target, reading=lambda: self._reading(connection)
+            )
+        return reason is None
+
+    def create(self, fingerprint: str, *, number: int) -> Run:
+        """Record a new run: its upper bound is the highest key of this moment."""
+        declaration = self.target.declaration
+        with self._reading() as connection:
+            estimate = self.target.dialect.row_estimate(connection, self.target.table)
+            bounds = self._bounds(connection, estimate)
+            horizon = self.target.dialect.horizon(connection)
+        return self.store.create(
+            self.name,
+            number=number,
+            revision=declaration.revision or "",
+            fingerprint=fingerprint,
+            settings=asdict(self.settings),
+            rows_estimated=estimate,
+            horizon=horizon,
+            bounds=bounds,
+        )
+
+    def _bounds(
+        self, connection: sa.Connection, estimate: int | None
+    ) -> list[tuple[KeyValues, KeyValues]]:
+        """Cut the table into key ranges; the points first, so that the bound is above them."""
+        points: list[KeyValues] = []
+        parts = self.settings.workers * RANGES_PER_WORKER if self.settings.workers > 1 else 1
+        if estimate is not None:
+            parts = min(parts, estimate // _ROWS_PER_RANGE)
+        if parts > 1:
+            points = self.target.dialect.split_points(connection, self.target.key, estimate, parts)
+        upper = last_key(connection, self.target.key)
+        if upper == START:
+            return []
+        edges = list(dict.fromkeys([START, *points, upper]))
+        return list(zip(edges, edges[1:], strict=False))
+
+    # -- walking -----------------------------------------------------------------------
+
+    def walk_pass(self, run: Run) -> None:
+        """Let the workers walk every range of the pass. Raises Stopped, LeaseLost, LeaseHeld."""
+        with ThreadPoolExecutor(self.settings.workers, thread_name_prefix="backfill") as pool:
+            futures = [pool.submit(self._worker(run).work) for _ in range(self.settings.workers)]
+            while wait(futures, timeout=0.2, return_when=FIRST_EXCEPTION).not_done:
+                if any(f.done() and f.exception() for f in futures):
+                    self.budget.ask_to_stop("another worker failed")
+        errors = [e for e in (future.exception() for future in futures) if e is not None]
+        for error in sorted(errors, key=lambda e: isinstance(e, Stopped)):
+            raise error
+        self._wait_for_others(run)
+
+    def _worker(self, run: Run) -> Worker:
+        return Worker(
+            self.target, self.store, run, self.settings, self.limits, self.budget, self.report
+        )
+
+    def _wait_for_others(self, run: Run) -> None:
+        """All that was free is walked; another runner may still have a range."""
+        for found in self.store.ranges(run):
+            if not found.finished:
+                now = self.store.current(self.name)
+                if now is None or now.status is not Status.RUNNING:
+                    raise LeaseLost(found.id)
+                raise LeaseHeld(self.name, owners.shown(found.owner) if found.owner else "another")
+
+    # -- proving -----------------------------------------------------------------------
+
+    def is_proved(self, run: Run) -> bool:
+        """Whether no row is pending, seen after every transaction from before the bound ended."""
+        if self.target.pending is None:
+            return True
+        if run.horizon is not None and run.pass_number == 1:
+            self._await_horizon(run.horizon)
+        quarantined = [failure.key for failure in self.store.failures(run)]
+        return self._pending(quarantined) == 0
+
+    def _pending(self, quarantined: Sequence[KeyValues]) -> int:
+        """Return 1 if a row is pending, 0 if none is; reads only, in short transactions."""
+        with self.target.dialect.open(self.limits) as connection:
+            return count_pending(
+                connection,
+                self.target,
+                quarantined,
+                enough=1,
+                reading=lambda: self._reading(connection),
+            )
+
+    def _await_horizon(self, horizon: str) -> None:
+        """Wait for the transactions whose rows could not be seen yet."""
+        said = None
+        while True:
+            with self._reading() as connection:
+                older = self.target.dialect.older_than_horizon(connection, horizon)
+            if older is None:
+                return
+            if older != said:
+                said = older
+                self._say("waiting", f"waiting for {older} to end: its rows are not seen yet")
+            self.budget.stop.wait(_OLDER_TRANSACTIONS_SECONDS)
+
+    def next_pass(self, run: Run) -> Run:
+        """Begin another sweep over the rows that are pending again. Raises RunFailed."""
+        changed = self.store.changed_in_pass(run, run.pass_number)
+        before = self.store.changed_in_pass(run, run.pass_number - 1)
+        if changed == 0 or (run.pass_number > 2 and changed == before):
+            raise RunFailed(
+                "rows still match `where` after they were done: what is written leaves them"
+                " pending (perhaps NULL, or transform() returned None). Narrow `where`, or write"
+                " a value that ends it."
+            )
+        if run.pass_number >= self.settings.max_passes:
+            raise RunFailed(
+                f"rows were still pending after {run.pass_number} passes, {changed:,} in the last:"
+                " somebody keeps writing rows that match `where`. Deploy the code that fills the"
+                " columns first, then run again."
+            )
+        with self._reading() as connection:
+            bounds = self._bounds(connection, run.rows_estimated)
+        self.store.add_pass(run, bounds)
+        self._say("swept", f"some rows are pending (again): sweep {run.pass_number}")
+        following = self.store.current(self.name)
+        if following is None or following.id != run.id or following.status is not Status.RUNNING:
+            raise LeaseLost(0)
+        return following
+
+    # -- ending ------------------------------------------------------------------------
+
+    def finish(self, run: Run) -> Result:
+        """Record the success, or that rows are in quarantine."""
+        now = self.store.current(self.name)
+        changed, quarantined = self.store.totals(run)
+        if now is not None and now.id == run.id and now.status is Status.SUCCEEDED:
+            return Result(Outcome.COMPLETE, "was completed by another runner")
+        if quarantined:
+            text = (
+                f"finished, but {quarantined:,} rows are quarantined: see"
+                f" `backfill failures {self.name}`"
+            )
+            self.store.move(self.name, Status.FAILED, error=text)
+            return self._ended(run, Outcome.QUARANTINED, Status.FAILED, text)
+        self.store.move(self.name, Status.SUCCEEDED)
+        text = f"complete, {changed:,} rows changed"
+        return self._ended(run, Outcome.COMPLETE, Status.SUCCEEDED, text)
+
+    def _stopped(self, run: Run) -> Result:
+        text = f"stopped: {self.budget.reason}; `backfill run {self.name}` goes on"
+        return self._ended(run, Outcome.STOPPED, Status.PENDING, text)
+
+    def _revoked(self, run: Run) -> Result:
+        now = self.store.current(self.name)
+        if now is None or now.id != run.id:
+            return Result(Outcome.FAILED, "another run was begun meanwhile")
+        if now.status is Status.PAUSED:
+            text = f"paused from outside; `backfill resume {self.name}` and run again to go on"
+            return self._ended(run, Outcome.STOPPED, now.status, text)
+        if now.status is Status.CANCELLED:
+            return self._ended(run, Outcome.FAILED, now.status, "cancelled from outside")
+        if now.status is Status.FAILED:
+            return self._ended(run, Outcome.FAILED, now.status, now.error or "failed elsewhere")
+        if now.status is Status.SUCCEEDED:
+            return Result(Outcome.COMPLETE, "was completed by another runner")
+        return self._ended(run, Outcome.HELD, now.status, "another runner has taken over")
+
+    def _failed(self, run: Run, error: Exception, text: str) -> Result:
+        status = retries.status_after(error, self.target.dialect.error_kind)
+        if isinstance(error, (RunFailed, DeclarationError)):
+            status = Status.FAILED
+        try:
+            self._resume_running(run)
+            self.store.move(self.name, status, error=text)
+        except Exception as second:
+            text += (
+                f" (and the state could not be written: {describe(second, self.target.dialect)})"
+            )
+        return self._ended(run, Outcome.FAILED, status, text)
+
+    def _ended(self, run: Run, outcome: Outcome, status: Status, text: str) -> Result:
+        self._say("finished", text, status=status.value)
+        return Result(outcome, text, was_reported=True)
+
+    def _resume_running(self, run: Run) -> None:
+        """Say in the run's status that we work on it, where no range was left to claim."""
+        now = self.store.current(self.name)
+        if now is not None and now.id == run.id and now.status in (Status.PENDING, Status.FAILED):
+            self.store.move(self.name, Status.RUNNING)
+
+    # -- small things --------------------------------------------------------------------
+
+    @contextmanager
+    def _reading(self, connection: sa.Connection | None = None) -> Iterator[sa.Connection]:
+        """Read in a short transaction, which is also the place to notice that we should stop."""
+        self.budget.raise_if_over()
+        dialect = self.target.dialect
+        with ExitStack() as stack:
+            if connection is None:
+                connection = stack.enter_context(dialect.open(self.limits))
+            stack.enter_context(dialect.transaction(connection, self.limits, write=False))
+            yield connection
+
+    def _say(self, what: str, text: str = "", **numbers: object) -> None:
+        self.report(Event(what, self.name, text, dict(numbers)))
+
+    def _say_started(self, run: Run) -> None:
+        ranges = self.store.ranges(run)
+        scanned = sum(found.rows_scanned for found in ranges)
+        about = "" if run.rows_estimated is None else f" of about {run.rows_estimated:,} rows"
+        text = (
+            f"goes on after {scanned:,}{about}"
+            if scanned
+            else f"starts{about and ' on' + about[3:]}"
+        )
+        self._say(
+            "started",
+            text,
+            rows_estimated=run.rows_estimated,
+            rows_scanned=scanned,
+            ranges=len(ranges),
+        )

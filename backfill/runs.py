@@ -1,0 +1,143 @@
+"""What a run is: its records and its state machine, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from backfill.errors import InvalidTransition
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from backfill.keys import KeyValues
+
+
+class Status(str, Enum):
+    """Where a run stands."""
+
+    PENDING = "pending"
+    """Nobody works on it; `backfill run` continues it."""
+    RUNNING = "running"
+    """A runner has claimed it. A killed runner leaves this: the leases tell, not the status."""
+    PAUSED = "paused"
+    """Stopped by a person, or by trouble that needs one; `resume` makes it pending."""
+    FAILED = "failed"
+    """Stopped by errors; `backfill run` goes on where it stopped."""
+    SUCCEEDED = "succeeded"
+    """Everything was walked, and a sweep found no row pending."""
+    CANCELLED = "cancelled"
+    """Given up by a person; a new run would begin at the start."""
+
+
+TRANSITIONS: dict[Status, frozenset[Status]] = {
+    Status.PENDING: frozenset(
+        {
+            Status.RUNNING,  # a runner claims a range
+            Status.PAUSED,  # `pause` before anybody began
+            Status.CANCELLED,  # `cancel` before anybody began
+        }
+    ),
+    Status.RUNNING: frozenset(
+        {
+            Status.RUNNING,  # another runner joins, or replaces a dead one
+            Status.PENDING,  # the last runner stopped: signal, --limit, --max-seconds
+            Status.PAUSED,  # `pause`, or trouble that outlasted the retries
+            Status.FAILED,  # an error that retrying cannot mend, or rows in quarantine
+            Status.SUCCEEDED,  # a sweep found nothing pending
+            Status.CANCELLED,  # `cancel`
+        }
+    ),
+    Status.PAUSED: frozenset(
+        {
+            Status.PENDING,  # `resume`
+            Status.CANCELLED,  # `cancel`
+        }
+    ),
+    Status.FAILED: frozenset(
+        {
+            Status.RUNNING,  # `run` after the cause is gone
+            Status.PAUSED,  # `pause`: keep others from running it again
+            Status.CANCELLED,  # `cancel`
+        }
+    ),
+    Status.SUCCEEDED: frozenset(),  # work that appears later is a new run
+    Status.CANCELLED: frozenset(),  # likewise
+}
+
+
+def check_transition(name: str, current: Status, wanted: Status) -> None:
+    """Raise InvalidTransition unless the state machine has this edge."""
+    if wanted not in TRANSITIONS[current]:
+        allowed = sorted(status.value for status in TRANSITIONS[current])
+        raise InvalidTransition(name, current.value, wanted.value, allowed)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One recorded execution of a backfill."""
+
+    id: int
+    name: str
+    number: int
+    revision: str
+    fingerprint: str
+    status: Status
+    pass_number: int
+    rows_estimated: int | None
+    horizon: str | None
+    """What the database told of its open transactions when the bound was taken."""
+    error: str | None
+    updated_at: datetime
+
+    @property
+    def is_over(self) -> bool:
+        """Whether only a new run can do further work."""
+        return not TRANSITIONS[self.status]
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRange:
+    """A slice of a run's key space: keys above `lower` up to and with `upper`."""
+
+    id: int
+    run_id: int
+    pass_number: int
+    lower: KeyValues
+    upper: KeyValues
+    cursor: KeyValues
+    rows_scanned: int
+    rows_changed: int
+    rows_per_second: float
+    finished: bool
+    token: str | None
+    owner: str | None
+    lease_expires: datetime | None
+    lease_is_live: bool
+    """By the database's clock."""
+    size: int | None
+    throttled: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A claim on a key range, as its owner knows it."""
+
+    range_id: int
+    run_id: int
+    token: str
+    cursor: KeyValues
+    upper: KeyValues
+    finished: bool
+    size: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A quarantined row: its key and why, never its values."""
+
+    key: KeyValues
+    error: str
+    id: int | None = None
+    attempts: int = 1

@@ -1,0 +1,266 @@
+"""A declaration bound to the table as the database has it now: everything checked by reading."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy.sql import visitors
+
+from backfill.declaration import Level
+from backfill.dialects import ErrorKind
+from backfill.errors import DeclarationError
+from backfill.keys import Key
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from backfill.declaration import Backfill
+    from backfill.dialects import Dialect
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The table, its key, and what is to be done, as SQLAlchemy constructs."""
+
+    declaration: type[Backfill]
+    dialect: Dialect
+    table: sa.Table
+    key: Key
+    pending: sa.ColumnElement[bool] | None
+    """Rows that are still to do; None: every row."""
+    assignments: Mapping[str, sa.ColumnElement[Any]] = field(default_factory=dict)
+    """Column to expression, for a set-based backfill."""
+
+    @property
+    def reads(self) -> list[sa.Column[Any]]:
+        """The columns that a row given to Python has."""
+        wanted = dict.fromkeys((*self.key.names, *self.declaration.reads))
+        return [self.table.c[name] for name in wanted]
+
+    @property
+    def written(self) -> list[str]:
+        return [*self.assignments, *self.declaration.writes]
+
+
+def bind(declaration: type[Backfill], dialect: Dialect, connection: sa.Connection) -> Target:
+    """Reflect the table and fit the declaration to it; reads only.
+
+    Raises DeclarationError, with what to do, for anything that does not fit.
+    """
+    table = _reflect(declaration, dialect, connection)
+    problem = dialect.unfit_table(connection, table)
+    if problem:
+        raise DeclarationError(f"{declaration.name}: table {table.fullname!r} {problem}")
+    key = _key(declaration, dialect, connection, table)
+    where = declaration.where
+    pending = None if where is None else _condition(where, declaration, table)
+    assignments = _assignments(declaration, table) if declaration.level is Level.SET else {}
+    target = Target(declaration, dialect, table, key, pending, assignments)
+    _check_columns(target)
+    _check_sql(target, connection)
+    return target
+
+
+def _reflect(declaration: type[Backfill], dialect: Dialect, connection: sa.Connection) -> sa.Table:
+    inspector = sa.inspect(connection)
+    name, schema = declaration.table, declaration.schema
+    if schema is None and "." in name and not inspector.has_table(name):
+        schema, name = name.rsplit(".", 1)
+    if not inspector.has_table(name, schema):
+        raise DeclarationError(
+            f"{declaration.name}: there is no table {declaration.table!r}"
+            f"{_close(name, inspector.get_table_names(schema) if _has(inspector, schema) else [])}"
+            " If a revision creates it, name that revision or a later one in the class."
+        )
+    table = sa.Table(
+        name, sa.MetaData(), schema=schema, autoload_with=connection, resolve_fks=False
+    )
+    dialect.complete_reflection(connection, table)
+    return table
+
+
+def _has(inspector: sa.Inspector, schema: str | None) -> bool:
+    return schema is None or schema in inspector.get_schema_names()
+
+
+def _close(name: str, names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=3)
+    return f"; did you mean {' or '.join(map(repr, close))}?" if close else "."
+
+
+# -- the key ---------------------------------------------------------------------------
+
+
+def _key(
+    declaration: type[Backfill],
+    dialect: Dialect,
+    connection: sa.Connection,
+    table: sa.Table,
+) -> Key:
+    names = _key_names(declaration, table)
+    for name in names:
+        _column(declaration, table, name, "the key")
+    columns = tuple(table.c[name] for name in names)
+    where = f"{declaration.name}: the key of {table.fullname!r}"
+    for column in columns:
+        if column.nullable and not _is_rowid(dialect, table, column):
+            raise DeclarationError(
+                f"{where} has the nullable column {column.name!r}, and a row without a key would"
+                " never be visited. Make it NOT NULL, or name other columns in `key`."
+            )
+    if not _is_unique(connection, table, set(names)):
+        raise DeclarationError(
+            f"{where}, {', '.join(names)}, is not unique. Name the columns of a primary key or of"
+            " a unique constraint in `key`, or add such a constraint."
+        )
+    types = [dialect.key_type(column) for column in columns]
+    for column, kind in zip(columns, types, strict=True):
+        if kind is None:
+            raise DeclarationError(
+                f"{where} has the column {column.name!r} of type {column.type}, whose values do"
+                " not keep an exact order here. Name other unique columns in `key`."
+            )
+    return Key(columns, tuple(kind for kind in types if kind is not None), dialect)
+
+
+def _key_names(declaration: type[Backfill], table: sa.Table) -> list[str]:
+    if declaration.key is None:
+        names = [column.name for column in table.primary_key.columns]
+        if not names:
+            raise DeclarationError(
+                f"{declaration.name}: table {table.fullname!r} has no primary key to walk by. Name"
+                ' unique, not-null columns: `key = ["account", "number"]`.'
+            )
+        return names
+    return [declaration.key] if isinstance(declaration.key, str) else list(declaration.key)
+
+
+def _is_rowid(dialect: Dialect, table: sa.Table, column: sa.Column[Any]) -> bool:
+    """SQLite's INTEGER PRIMARY KEY is never null, whatever its declaration says."""
+    return dialect.integer_key_is_rowid and (
+        list(table.primary_key.columns) == [column] and isinstance(column.type, sa.Integer)
+    )
+
+
+def _is_unique(connection: sa.Connection, table: sa.Table, names: set[str]) -> bool:
+    if names == {column.name for column in table.primary_key.columns}:
+        return True
+    inspector = sa.inspect(connection)
+    constraints = inspector.get_unique_constraints(table.name, table.schema)
+    if any(set(constraint["column_names"]) == names for constraint in constraints):
+        return True
+    return any(
+        index["unique"]
+        and set(index["column_names"]) == names
+        and not index.get("dialect_options", {}).get("postgresql_where")
+        and not index.get("dialect_options", {}).get("sqlite_where")
+        for index in inspector.get_indexes(table.name, table.schema)
+    )
+
+
+# -- SQL -------------------------------------------------------------------------------
+
+
+def _sql(text: str, kind: Any = None) -> sa.ColumnElement[Any]:
+    """Take SQL text as it stands: `%` and `:` mean nothing, a comment at its end ends there."""
+    comment = "\n" if "--" in text or "#" in text else ""
+    return sa.literal_column(f"({text}{comment})", kind)
+
+
+def _expression(given: Any, table: sa.Table) -> sa.ColumnElement[Any]:
+    """Rebase an expression on the reflected table, by the names of its columns."""
+
+    def rebased(element: Any, **_: Any) -> Any:
+        if not isinstance(element, sa.ColumnClause) or getattr(element, "is_literal", False):
+            return None
+        source = element.table
+        if source is not None and getattr(source, "name", None) != table.name:
+            return None
+        return table.c.get(element.name)
+
+    replaced = visitors.replacement_traverse(given, {}, rebased)
+    assert isinstance(replaced, sa.ColumnElement)
+    return replaced
+
+
+def _condition(where: Any, declaration: type[Backfill], table: sa.Table) -> sa.ColumnElement[bool]:
+    if callable(where):
+        where = declaration().where(table)
+    if isinstance(where, str):
+        return _sql(where, sa.Boolean())
+    if not isinstance(where, sa.ColumnElement):
+        raise DeclarationError(f"{declaration.name}: `where` must be SQL text or an expression.")
+    return _expression(where, table)
+
+
+def _assignments(declaration: type[Backfill], table: sa.Table) -> dict[str, sa.ColumnElement[Any]]:
+    values = declaration.values
+    if callable(values):
+        values = declaration().values(table)
+    found = {}
+    for name, given in values.items():
+        if isinstance(given, str):
+            found[name] = _sql(given)
+        elif isinstance(given, sa.ColumnElement):
+            found[name] = _expression(given, table)
+        else:
+            raise DeclarationError(
+                f"{declaration.name}: the value of {name!r} must be SQL text or an expression; for"
+                " a constant write sa.literal(…)."
+            )
+    return found
+
+
+# -- checks ----------------------------------------------------------------------------
+
+
+def _column(declaration: type[Backfill], table: sa.Table, name: str, use: str) -> sa.Column[Any]:
+    if name not in table.c:
+        raise DeclarationError(
+            f"{declaration.name}: table {table.fullname!r} has no column {name!r} for"
+            f" {use}{_close(name, list(table.c.keys()))}"
+            " If a revision adds it, name that revision or a later one in the class."
+        )
+    return table.c[name]
+
+
+def _check_columns(target: Target) -> None:
+    declaration, table = target.declaration, target.table
+    for name in declaration.reads:
+        _column(declaration, table, name, "`reads`")
+    for name in target.written:
+        column = _column(declaration, table, name, "writing")
+        if name in target.key.names:
+            raise DeclarationError(
+                f"{declaration.name}: {name!r} belongs to the key, and a row whose key changes is"
+                " missed or done twice. Name other columns in `key`, or use `apply`."
+            )
+        if column.computed is not None:
+            raise DeclarationError(
+                f"{declaration.name}: {name!r} is computed by the database and cannot be written."
+            )
+
+
+def _check_sql(target: Target, connection: sa.Connection) -> None:
+    """Let the database parse the SQL, on no rows."""
+    everything = [*target.assignments.values(), sa.literal(1)]
+    statement = sa.select(*everything).select_from(target.table).where(sa.false())
+    if target.pending is not None:
+        statement = statement.where(target.pending)
+    try:
+        connection.execute(statement).all()
+    except sa.exc.DBAPIError as error:
+        kind = target.dialect.error_kind(error)
+        if kind in (ErrorKind.SESSION_LOST, ErrorKind.NOT_READY):
+            raise
+        raise DeclarationError(
+            f"{target.declaration.name}: the database refuses the SQL of `where` or `values`:"
+            f" {str(error.orig).strip()} (statement: {_shown(statement, target.dialect)})"
+        ) from error
+
+
+def _shown(statement: sa.Select[Any], dialect: Dialect) -> str:
+    return " ".join(str(statement.compile(dialect=dialect.engine.dialect)).split())

@@ -1,0 +1,454 @@
+"""A worker: claims key ranges and walks them, one chunk a transaction.
+
+`work` -> `walk_range` -> `advance` -> `commit`. All that waits, computes or looks around
+happens between two transactions.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from threading import Event as Flag
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from backfill import owners, retries
+from backfill.chunks import Chunk, Walk
+from backfill.dialects import ErrorKind
+from backfill.errors import LeaseLost, RowsKeptChanging, RunFailed
+from backfill.failures import describe
+from backfill.reporters import Event
+from backfill.runs import Failure, Run, Status
+from backfill.sizing import Sizer
+from backfill.writers import Written, writer_for
+from backfill.writers.rows import RowsChanged, RowsWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    import sqlalchemy as sa
+
+    from backfill.dialects import Limits
+    from backfill.reporters import Reporter
+    from backfill.retries import Policy
+    from backfill.runs import KeyRange, Lease
+    from backfill.settings import Settings
+    from backfill.store import Store
+    from backfill.targets import Target
+
+logger = logging.getLogger(__name__)
+
+_ROUNDS = 5
+"""How often a chunk is computed again because the application keeps changing its rows."""
+_WATCH_SECONDS = 0.25
+_WORTH_TELLING = 4
+"""Attempts at one chunk before anybody is told: a lock met once is everyday life."""
+_COMPUTE_SHARE = 20
+"""Computing holds nothing, so it may take this much longer than writing."""
+
+
+class Stopped(Exception):
+    """Somebody asked us to stop; a chunk that was not committed is simply left."""
+
+
+class Budget:
+    """What one command may still do: rows to change (`--limit`) and seconds, for all workers."""
+
+    def __init__(
+        self,
+        rows: int | None = None,
+        seconds: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._rows = rows
+        self._clock = clock
+        self._deadline = None if seconds is None else clock() + seconds
+        self._lock = Lock()
+        self._told = False
+        self.stop = Flag()
+        self.reason = ""
+        self.failures = 0
+        """Rows in quarantine, of all workers."""
+
+    def ask_to_stop(self, reason: str) -> None:
+        """Let every worker finish its chunk and stop."""
+        with self._lock:
+            self.reason = self.reason or reason
+        self.stop.set()
+
+    def raise_if_over(self) -> None:
+        """Raise Stopped when it is time."""
+        with self._lock:
+            if self._deadline is not None and self._clock() >= self._deadline:
+                self.reason = self.reason or "--max-seconds was reached"
+                self.stop.set()
+            if self._rows is not None and self._rows <= 0:
+                self.reason = self.reason or "--limit was reached"
+                raise Stopped(self.reason)  # others may yet give rows back, so only this worker
+            if self.stop.is_set():
+                raise Stopped(self.reason)
+
+    def take(self, rows: int) -> int:
+        """Reserve rows for a chunk. Raises Stopped when it is time."""
+        self.raise_if_over()
+        with self._lock:
+            if self._rows is None:
+                return rows
+            granted = min(rows, self._rows)
+            if granted <= 0:
+                raise Stopped(self.reason)
+            self._rows -= granted
+            return granted
+
+    def give_back(self, rows: int) -> None:
+        """Return what a chunk had reserved and did not use."""
+        with self._lock:
+            if self._rows is not None:
+                self._rows += rows
+
+    def count_failures(self, rows: int) -> None:
+        """Add rows that were quarantined."""
+        with self._lock:
+            self.failures += rows
+
+    def tell_once(self, tell: Callable[[], None]) -> None:
+        """Call `tell`, unless something was told before."""
+        with self._lock:
+            told, self._told = self._told, True
+        if not told:
+            tell()
+
+
+class Worker:
+    """Walks key ranges of one run, with a connection of its own."""
+
+    def __init__(
+        self,
+        target: Target,
+        store: Store,
+        run: Run,
+        settings: Settings,
+        limits: Limits,
+        budget: Budget,
+        report: Reporter,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.target = target
+        self.dialect = target.dialect
+        self.store = store
+        self.run = run
+        self.settings = settings
+        self.limits = limits
+        self.budget = budget
+        self.report = report
+        self.clock = clock
+        self.name = target.declaration.name
+        quarantined = [failure.key for failure in store.failures(run)]
+        computes = bool(target.declaration.writes)
+        self.walk = Walk(target, target.reads if computes else (), quarantined)
+        self.writer = writer_for(target, self.walk)
+        self.sizer = Sizer(settings.target_seconds, settings.chunk_size)
+        self.retrying = retries.retrying(
+            kind_of=self.dialect.error_kind,
+            recover=self._recover,
+            sleep=lambda seconds: budget.stop.wait(seconds) and None,
+            seconds=settings.retry_seconds,
+        )
+        self._connection: sa.Connection | None = None
+        self._lease: Lease | None = None
+        self._in_doubt = False
+        self._tried: list[str] = []
+        self._throttled: str | None = None
+        self._renewed = 0.0
+        self._committed = 0.0
+        self._rate = 0.0
+        self._scanned = 0
+
+    # -- ranges --------------------------------------------------------------------------
+
+    def work(self) -> None:
+        """Claim one free range after the other, and walk each to its end.
+
+        Raises Stopped, LeaseLost, RunFailed, or the error that retrying could not mend.
+        """
+        try:
+            while self._claim():
+                self.walk_range()
+        finally:
+            self._let_go()
+
+    def walk_range(self) -> None:
+        """Commit chunk after chunk until nothing of the range is left."""
+        while not self.lease.finished:
+            self.retrying(self.advance)
+
+    @property
+    def lease(self) -> Lease:
+        assert self._lease is not None
+        return self._lease
+
+    def _claim(self) -> bool:
+        """Claim a range that is free; False if there is none left for us."""
+        self._lease = None
+        seen: dict[int, object] = {}
+        while True:
+            self.budget.raise_if_over()
+            self._check_run()
+            left = [found for found in self.store.ranges(self.run) if not found.finished]
+            if any(self._claimed(found) for found in left if _is_free(found)):
+                return True
+            others = [found for found in left if found.owner != owners.myself()]
+            now = {r.id: (r.token, r.cursor, r.lease_expires) for r in others}
+            if not others or any(seen.get(i, mark) != mark for i, mark in now.items()):
+                return False  # what is left is in the hands of runners that are alive
+            seen = now
+            self.budget.stop.wait(_WATCH_SECONDS)
+
+    def _claimed(self, found: KeyRange) -> bool:
+        self._lease = self.store.claim(self.run, found, self.settings.lease_seconds)
+        if self._lease is None:
+            return False
+        self._renewed = self._committed = self.clock()
+        self._rate, self._scanned = 0.0, found.rows_scanned
+        if found.size and self.settings.chunk_size is None:
+            self.sizer = Sizer(self.settings.target_seconds, first=found.size)
+        return True
+
+    def _check_run(self) -> None:
+        now = self.store.current(self.name)
+        if now is None or now.id != self.run.id or now.pass_number != self.run.pass_number:
+            raise LeaseLost(0)
+        if now.status not in (Status.PENDING, Status.RUNNING, Status.FAILED):
+            raise LeaseLost(0)
+
+    def _let_go(self) -> None:
+        try:
+            if self._lease is not None and not self._in_doubt:
+                self.store.release(self._lease)
+        except Exception:
+            logger.warning("The lease could not be given back; it ends by itself.", exc_info=True)
+        finally:
+            self._drop_connection()
+
+    # -- chunks --------------------------------------------------------------------------
+
+    def advance(self) -> None:
+        """Commit the chunk behind the cursor. Whatever fails here is safe to repeat."""
+        self._be_sure()
+        if self.lease.finished:
+            return
+        granted = self.budget.take(self.sizer.size)
+        changed = 0
+        try:
+            changed = self._advance(granted)
+        finally:
+            self.budget.give_back(granted - changed)
+
+    def _advance(self, size: int) -> int:
+        chunk: Chunk | None = None
+        try:
+            if self.writer.computes:
+                with self._transaction(write=False) as connection:
+                    chunk = self._cut(connection, size)
+                return self._compute_and_commit(chunk)
+            with self._transaction() as connection:
+                chunk = self._cut(connection, size)
+                done = self._write(connection, chunk)
+            return self._after_commit(chunk, *done)
+        except Exception as error:
+            if chunk is None or self.dialect.error_kind(error) is not ErrorKind.DATA:
+                raise
+            return self.isolate(chunk, error)
+
+    def _cut(self, connection: sa.Connection, size: int) -> Chunk:
+        return self.walk.next(
+            connection, self.lease.cursor, self.lease.upper, size, self.settings.target_seconds
+        )
+
+    def _compute_and_commit(self, chunk: Chunk) -> int:
+        """Compute in no transaction, then write; again if the application changed too much."""
+        for _ in range(_ROUNDS):
+            self.writer.compute(chunk, self._pulse)
+            try:
+                return self.commit(chunk)
+            except RowsChanged as changed:
+                chunk = replace(chunk, page=changed.page)
+        raise RowsKeptChanging(f"the rows of a chunk changed {_ROUNDS} times while computed")
+
+    def commit(self, chunk: Chunk) -> int:
+        """Write the chunk and move the cursor, in one transaction; the rows changed."""
+        with self._transaction() as connection:
+            done = self._write(connection, chunk)
+        return self._after_commit(chunk, *done)
+
+    def _write(self, connection: sa.Connection, chunk: Chunk) -> tuple[Written, Lease, float]:
+        started = self.clock()
+        written = self.writer.write(connection, chunk)
+        if written.failures:
+            self._check_failures(written.failures)
+        return written, self._checkpoint(connection, chunk, written), started
+
+    def _checkpoint(self, connection: sa.Connection, chunk: Chunk, written: Written) -> Lease:
+        now = self.clock()
+        rate = chunk.scanned / max(now - self._committed, 1e-6)
+        self._rate = rate if not self._rate else 0.8 * self._rate + 0.2 * rate
+        self._committed = now
+        return self.store.checkpoint(
+            connection,
+            self.lease,
+            upto=chunk.upto,
+            scanned=chunk.scanned,
+            changed=written.changed,
+            finished=chunk.is_last,
+            rows_per_second=self._rate,
+            size=self.sizer.size,
+            lease_seconds=self.settings.lease_seconds,
+            failures=written.failures,
+        )
+
+    def _after_commit(self, chunk: Chunk, written: Written, lease: Lease, started: float) -> int:
+        seconds = self.clock() - started
+        self._lease = lease
+        self._renewed = self.clock()
+        self._throttled = None
+        self._scanned += chunk.scanned
+        self.budget.count_failures(len(written.failures))
+        self.walk.learn(chunk, written.changed)
+        rows = chunk.scanned if chunk.page is None else len(chunk.page)
+        slow = self.writer.compute_seconds / _COMPUTE_SHARE
+        self.sizer.observe(rows, max(seconds, slow))
+        for failure in written.failures:
+            self._say("quarantined", f"row {list(failure.key)} is quarantined: {failure.error}")
+        self._say(
+            "chunk",
+            range=lease.range_id,
+            rows_scanned=self._scanned,
+            scanned=chunk.scanned,
+            changed=written.changed,
+            seconds=round(seconds, 6),
+            size=self.sizer.size,
+            is_last=chunk.is_last,
+        )
+        return written.changed
+
+    # -- bad rows ------------------------------------------------------------------------
+
+    def isolate(self, chunk: Chunk, error: Exception | None) -> int:
+        """Halve a chunk that the database refuses until its bad rows stand alone.
+
+        Each half is a whole transaction, since savepoints do not survive InnoDB's deadlocks.
+        `error` is the chunk's own; None if only its neighbour's success says that it is bad.
+        """
+        if chunk.page is None:
+            with self._transaction(write=False) as connection:
+                chunk = self.walk.whole_page(connection, chunk)
+        assert chunk.page is not None
+        if len(chunk.page) == 1 and error is not None:
+            return self._quarantine(chunk, error)
+        if len(chunk.page) <= 1:
+            return self._try(chunk)[1]
+        left, right = chunk.halves()
+        is_clean, changed = self._try(left)
+        if is_clean:
+            return changed + self.isolate(right, None)
+        return changed + self._try(right)[1]
+
+    def _try(self, chunk: Chunk) -> tuple[bool, int]:
+        """Commit a part of a refused chunk: whether it was clean, and the rows changed."""
+        try:
+            return True, self.retrying(self._commit_part, chunk)
+        except Exception as error:
+            if self.dialect.error_kind(error) is not ErrorKind.DATA:
+                raise
+            return False, self.isolate(chunk, error)
+
+    def _commit_part(self, chunk: Chunk) -> int:
+        self._be_sure()
+        if self.lease.cursor != chunk.after:
+            return 0  # a COMMIT without an answer had happened after all
+        if self.writer.computes:
+            return self._compute_and_commit(chunk)
+        return self.commit(chunk)
+
+    def _quarantine(self, chunk: Chunk, error: Exception) -> int:
+        assert chunk.page is not None
+        failure = Failure(chunk.page[0].key, describe(error, self.dialect))
+        self._check_failures([failure])
+        return self.retrying(self._step_over, chunk, Written(0, [failure]))
+
+    def _step_over(self, chunk: Chunk, written: Written) -> int:
+        self._be_sure()
+        if self.lease.cursor != chunk.after:
+            return 0
+        with self._transaction() as connection:
+            started = self.clock()
+            lease = self._checkpoint(connection, chunk, written)
+        return self._after_commit(chunk, written, lease, started)
+
+    def _check_failures(self, failures: Sequence[Failure]) -> None:
+        """Stop before a broken transform fills the quarantine. Raises RunFailed."""
+        if isinstance(self.writer, RowsWriter) and self.writer.first_stack:
+            stack = self.writer.first_stack
+            self.budget.tell_once(lambda: self._say("message", stack))
+        if self.budget.failures + len(failures) > self.settings.max_failures:
+            raise RunFailed(
+                f"more than max_failures = {self.settings.max_failures} rows cannot be written, for"
+                f" example: {failures[0].error}. Mend the cause and run again; what is"
+                " committed stays."
+            )
+
+    # -- doubt ---------------------------------------------------------------------------
+
+    def _be_sure(self) -> None:
+        """After any doubt claim again, never just read; and keep a lease that grows old."""
+        if self._in_doubt:
+            self._lease = self.store.claim_again(
+                self.lease, self.settings.lease_seconds, self._tried
+            )
+            self._in_doubt = False
+            self._tried.clear()
+            self._renewed = self.clock()
+        self._pulse()
+
+    def _pulse(self) -> None:
+        """Renew the lease when a third of it is over. Raises LeaseLost."""
+        if self.clock() - self._renewed > self.settings.lease_seconds / 3:
+            self.store.renew(self.lease, self.settings.lease_seconds, self._throttled)
+            self._renewed = self.clock()
+
+    def _recover(self, error: BaseException, policy: Policy, attempt: int) -> None:
+        if policy.halve:
+            self.sizer.halve()
+        if policy.doubt:
+            self._in_doubt = True
+            self._drop_connection()
+        self._throttled = describe(error, self.dialect)
+        text = f"waits: {self._throttled}" if attempt == _WORTH_TELLING else ""
+        self._say("retry", text, attempt=attempt, reason=self._throttled)
+
+    # -- small things ----------------------------------------------------------------------
+
+    @contextmanager
+    def _transaction(self, *, write: bool = True) -> Iterator[sa.Connection]:
+        if self._connection is None:
+            self._connection = self.dialect.open(self.limits)
+        with self.dialect.transaction(self._connection, self.limits, write=write) as connection:
+            yield connection
+
+    def _drop_connection(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.invalidate()
+            connection.close()
+
+    def _say(self, what: str, text: str = "", **numbers: object) -> None:
+        self.report(Event(what, self.name, text, dict(numbers)))
+
+
+def _is_free(found: KeyRange) -> bool:
+    if found.token is None or not found.lease_is_live:
+        return True
+    return found.owner is not None and owners.is_dead(found.owner)

@@ -1,0 +1,45 @@
+"""What the runner asks of a writer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import sqlalchemy as sa
+
+    from backfill.chunks import Chunk, Walk
+    from backfill.runs import Failure
+    from backfill.targets import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a chunk's writes came to."""
+
+    changed: int
+    failures: Sequence[Failure] = field(default=())
+
+
+class Writer:
+    """Applies chunks of one target; each worker has its own."""
+
+    computes: ClassVar[bool] = False
+    """Python works between reading and writing: then the chunk is cut and read in a
+    transaction of its own, and `compute` runs in none."""
+
+    def __init__(self, target: Target, walk: Walk) -> None:
+        self.target = target
+        self.walk = walk
+        self.compute_seconds = 0.0
+        """How long the last chunk was computed."""
+
+    def compute(self, chunk: Chunk, pulse: Callable[[], None]) -> Chunk:
+        """Work out what to write; `pulse` is called now and then, and raises to stop it."""
+        return chunk
+
+    def write(self, connection: sa.Connection, chunk: Chunk) -> Written:
+        """Write the chunk in the open transaction."""
+        raise NotImplementedError

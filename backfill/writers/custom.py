@@ -1,0 +1,88 @@
+"""Custom: the user's own statements, limited to the chunk, in the chunk's transaction."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from backfill.errors import DeclarationError
+from backfill.writers.base import Writer, Written
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from backfill.chunks import Chunk, Walk
+    from backfill.targets import Target
+
+
+class ChunkStatements:
+    """What `apply` gets: the table, and statements limited to the chunk's pending rows."""
+
+    def __init__(self, table: sa.Table, condition: sa.ColumnElement[bool]) -> None:
+        self.table = table
+        self.condition = condition
+
+    def select(self, *columns: Any) -> sa.Select[Any]:
+        """Return a SELECT of the columns, or of the whole rows."""
+        return sa.select(*(columns or (self.table,))).where(self.condition)
+
+    def update(self) -> sa.Update:
+        """Return an UPDATE that wants its `.values(…)`."""
+        return sa.update(self.table).where(self.condition)
+
+    def delete(self) -> sa.Delete:
+        """Return a DELETE of the rows."""
+        return sa.delete(self.table).where(self.condition)
+
+
+class CustomWriter(Writer):
+    """Calls `apply`."""
+
+    def __init__(self, target: Target, walk: Walk) -> None:
+        super().__init__(target, walk)
+        self.declaration = target.declaration()
+
+    def write(self, connection: sa.Connection, chunk: Chunk) -> Written:
+        if chunk.is_empty:
+            return Written(0)
+        if not self.target.dialect.update_gives_way:
+            self.walk.locked(connection, self.target, chunk)
+        statements = ChunkStatements(self.target.table, self._condition(chunk))
+        with _no_commit(connection, self.target.declaration.name):
+            changed = self.declaration.apply(connection, statements)
+        if changed is None:
+            changed = chunk.scanned if chunk.page is None else len(chunk.page)
+        return Written(changed)
+
+    def _condition(self, chunk: Chunk) -> sa.ColumnElement[bool]:
+        """Return the chunk's condition with its values inside: it must stand alone."""
+        key = self.target.key
+        if chunk.page:
+            low, high, inclusive = chunk.page[0].key, chunk.page[-1].key, True
+        else:
+            low, high, inclusive = chunk.after, chunk.upto, False
+        parts = [key.upto(key.constants(high))]
+        if low:
+            parts.insert(0, key.above(key.constants(low), inclusive=inclusive))
+        if self.walk.pending is not None:
+            parts.append(self.walk.pending)
+        return sa.and_(*parts)
+
+
+@contextmanager
+def _no_commit(connection: sa.Connection, name: str) -> Iterator[None]:
+    """Refuse a COMMIT inside `apply`: it would part the writes from their checkpoint."""
+
+    def refuse(_: sa.Connection) -> None:
+        raise DeclarationError(
+            f"{name}: apply() must not commit; its statements are committed together with the"
+            " checkpoint. Remove the commit."
+        )
+
+    sa.event.listen(connection, "commit", refuse)
+    try:
+        yield
+    finally:
+        sa.event.remove(connection, "commit", refuse)

@@ -1,0 +1,100 @@
+"""Fixtures that give each test a real, empty database of every kind."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.databases import CAPABILITIES, CAPABILITIES_OF, Servers, Unavailable, version
+from tests.projects import AlembicProject
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import sqlalchemy as sa
+
+    from tests.databases import Database
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        "requires(*capabilities): run only on databases that have them "
+        f"(tests/databases.py): {', '.join(CAPABILITIES)}",
+    )
+    scrub_environment()
+
+
+def scrub_environment() -> None:
+    """A developer's own settings must not decide whether tests pass."""
+    for name in [name for name in os.environ if name.startswith(("BACKFILL_", "PG"))]:
+        del os.environ[name]
+
+
+def pytest_report_header() -> str:
+    return "databases: " + ", ".join(map(describe, CAPABILITIES_OF))
+
+
+def describe(name: str) -> str:
+    try:
+        return f"{name} {version(name)}"
+    except Unavailable as error:
+        return f"{name} missing ({error})"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect, rather than skip, what a database cannot do: nobody can act on such a skip."""
+    unable = [item for item in items if not has_what_it_requires(item)]
+    if unable:
+        config.hook.pytest_deselected(items=unable)
+        items[:] = [item for item in items if item not in set(unable)]
+
+
+def has_what_it_requires(item: pytest.Item) -> bool:
+    required = {name for marker in item.iter_markers("requires") for name in marker.args}
+    if not required:
+        return True
+    if unknown := required - set(CAPABILITIES):
+        raise pytest.UsageError(f"{item.nodeid} requires unknown {', '.join(sorted(unknown))}")
+    call = getattr(item, "callspec", None)
+    if call is None or "database" not in call.params:
+        raise pytest.UsageError(f"{item.nodeid} requires capabilities, but uses no database")
+    return required <= CAPABILITIES_OF[call.params["database"]]
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Servers]:
+    servers = Servers()
+    yield servers
+    servers.stop()
+
+
+@pytest.fixture(params=list(CAPABILITIES_OF))
+def database(
+    request: pytest.FixtureRequest, servers: Servers, tmp_path: Path
+) -> Iterator[Database]:
+    """A fresh database of each kind. Without its server: skipped here, failed in CI."""
+    try:
+        fresh = servers.database(request.param, tmp_path)
+    except Unavailable as error:
+        give_up = pytest.fail if os.environ.get("CI") else pytest.skip
+        give_up(f"{request.param}: {error}")
+    with fresh as database:
+        yield database
+
+
+@pytest.fixture
+def engine(database: Database) -> Iterator[sa.Engine]:
+    engine = database.engine()
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def project(database: Database, tmp_path: Path) -> Iterator[AlembicProject]:
+    """A real, empty Alembic project on the test's database."""
+    with AlembicProject.create(tmp_path / "project", database.url) as project:
+        yield project
