@@ -109,14 +109,13 @@ class Ranged(Generic[T]):
 class Walk:
     """Cuts one key range into chunks.
 
-    `columns` are read for each pending row, as rows with attributes; without any, pending
-    rows are looked at only where they are sparse. `quarantined` keys are passed over.
+    Pending rows are read where Python computes them; else they are looked at only where they
+    are sparse. `quarantined` keys are passed over.
     """
 
     def __init__(
         self,
         target: Target,
-        columns: Sequence[sa.Column[Any]] = (),
         quarantined: Sequence[KeyValues] = (),
         *,
         clock: Callable[[], float] = time.monotonic,
@@ -126,8 +125,7 @@ class Walk:
         self._clock = clock
         self._stride = 0
         self.pending = pending_condition(target, quarantined)
-        self._columns = columns
-        self._row_type = row_type([column.name for column in columns])
+        self._reader = _RowReader(target) if target.computes else None
         self._bound = Ranged(target.key, self._build_bound)
         self._count = Ranged(target.key, self._build_count)
         self._page = Ranged(target.key, self._build_page)
@@ -145,14 +143,14 @@ class Walk:
         It writes `size` rows at most. Where nothing is pending it goes on for about
         `seconds`, so that an empty stretch costs one checkpoint and not many.
         """
-        if self._columns and self.pending is None:
+        if self._reader and self.pending is None:
             return self._next_page(connection, after, upper, size)
         deadline = self._clock() + seconds
         start, scanned = after, 0
         while True:
             stride = size if self.pending is None else max(size, self._stride)
             end, passed, is_last = self.bounded(connection, start, upper, stride)
-            if not self._columns and stride == size:
+            if not self._reader and stride == size:
                 return Chunk(after, end, scanned + passed, is_last)
             page = self.page(connection, start, end, size)
             if len(page) == size and page[-1].key != end:
@@ -210,11 +208,9 @@ class Walk:
             self._stride = 0
 
     def _rows(self, result: sa.CursorResult[Any]) -> tuple[PageRow, ...]:
-        width = len(self._key.columns)
-        if not self._columns:
+        if self._reader is None:
             return tuple(PageRow(tuple(row)) for row in result)
-        make = self._row_type._make
-        return tuple(PageRow(tuple(row[:width]), make(row[width:])) for row in result)
+        return tuple(map(self._reader.page_row, result))
 
     def bounded(
         self, connection: sa.Connection, after: KeyValues, upper: KeyValues, stride: int
@@ -231,7 +227,8 @@ class Walk:
         return int(connection.execute(statement, parameters).scalar_one())
 
     def _select(self, condition: sa.ColumnElement[bool]) -> sa.Select[Any]:
-        statement = sa.select(*self._key.selected, *self._columns).where(condition)
+        columns = self._reader.columns if self._reader else self._key.selected
+        statement = sa.select(*columns).where(condition)
         if self.pending is not None:
             statement = statement.where(self.pending)
         return statement.order_by(*self._key.columns)
@@ -245,6 +242,26 @@ class Walk:
 
     def _build_page(self, condition: sa.ColumnElement[bool]) -> sa.Select[Any]:
         return self._select(condition).limit(sa.bindparam("size", type_=sa.Integer()))
+
+
+class _RowReader:
+    """Turns what a SELECT gave into a key and a row with attributes.
+
+    A key column is selected twice only where its exact form is not what Python is to see.
+    """
+
+    def __init__(self, target: Target) -> None:
+        key = target.key
+        self._width = len(key.columns)
+        is_exact = all(c.type is kind for c, kind in zip(key.columns, key.types, strict=True))
+        self._skipped = 0 if is_exact else self._width
+        extra = target.reads[self._width :] if is_exact else target.reads
+        self.columns = [*key.selected, *extra]
+        self._make = row_type([column.name for column in target.reads])._make
+
+    def page_row(self, row: sa.Row[Any]) -> PageRow:
+        values = tuple(row)
+        return PageRow(values[: self._width], self._make(values[self._skipped :]))
 
 
 def pending_condition(
@@ -313,7 +330,7 @@ def row_type(names: Sequence[str]) -> Any:
     base = namedtuple("Row", names, rename=True)  # type: ignore[misc]
     positions = {name: i for i, name in enumerate(names)}
 
-    class Row(base):  # type: ignore[misc,valid-type]
+    class Row(base):
         __slots__ = ()
 
         def __getitem__(self, item: Any) -> Any:

@@ -501,11 +501,8 @@ def _show_plans(
 
 
 def _show_plan(found: Plan) -> None:
-    rows = (
-        "an unknown number of"
-        if found.rows_estimated is None
-        else f"about {found.rows_estimated:,}"
-    )
+    estimated = found.rows_estimated
+    rows = "an unknown number of" if estimated is None else f"about {estimated:,}"
     click.echo(f"{found.name} (revision {found.revision}), {found.level}")
     click.echo(f"  table      {found.table}, {rows} rows, walked by {', '.join(found.key)}")
     if found.pending_share is not None:

@@ -17,10 +17,8 @@ def describe(error: BaseException, dialect: Dialect) -> str:
     of Python's. Its own text is left out, since it often carries values."""
     if isinstance(error, DBAPIError):
         names = dialect.error_objects(error)
-        details = [f"{kind} {name}" for kind, name in names.items()]
-        return ", ".join(
-            [f"{dialect.error_kind(error).value} ({dialect.error_code(error)})", *details]
-        )
+        kind = f"{dialect.error_kind(error).value} ({dialect.error_code(error)})"
+        return ", ".join([kind, *(f"{what} {name}" for what, name in names.items())])
     return f"{type(error).__name__} {_place(error)}".rstrip()
 
 

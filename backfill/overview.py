@@ -19,7 +19,8 @@ from backfill.runs import Status
 from backfill.targets import bind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     import sqlalchemy as sa
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from backfill.keys import KeyValues
     from backfill.runs import KeyRange, Run
     from backfill.store import Store
+    from backfill.targets import Target
 
 Document = list[dict[str, Any]]
 
@@ -82,18 +84,11 @@ def verify(declared: Sequence[Declared], dialect: Dialect) -> Document:
     """
     document = []
     for one in declared:
-        with dialect.open(_READING) as connection:
-            with _reading(connection, dialect):
-                target = bind(one.declaration, dialect, connection)
-            pending: int | None
+        with _looking_at(one, dialect) as (connection, target, reading):
             if target.pending is not None:
-                pending = count_pending(
-                    connection, target, reading=lambda c=connection: _reading(c, dialect)
-                )
+                pending: int | None = count_pending(connection, target, reading=reading)
             else:
-                reason = incomplete_reason(
-                    connection, target, reading=lambda c=connection: _reading(c, dialect)
-                )
+                reason = incomplete_reason(connection, target, reading=reading)
                 pending = 0 if reason is None else None
         document.append({"name": one.name, "pending": pending})
     return document
@@ -106,12 +101,8 @@ def check(declared: Sequence[Declared], dialect: Dialect) -> Document:
         if not one.is_applied:
             continue
         try:
-            with dialect.open(_READING) as connection:
-                with _reading(connection, dialect):
-                    target = bind(one.declaration, dialect, connection)
-                reason = incomplete_reason(
-                    connection, target, reading=lambda c=connection: _reading(c, dialect)
-                )
+            with _looking_at(one, dialect) as (connection, target, reading):
+                reason = incomplete_reason(connection, target, reading=reading)
         except BackfillError as error:
             reason = str(error)
         document.append({"name": one.name, "complete": reason is None, "reason": reason})
@@ -119,9 +110,18 @@ def check(declared: Sequence[Declared], dialect: Dialect) -> Document:
 
 
 @contextmanager
-def _reading(connection: sa.Connection, dialect: Dialect) -> Iterator[None]:
-    with dialect.transaction(connection, _READING, write=False):
-        yield
+def _looking_at(
+    one: Declared, dialect: Dialect
+) -> Iterator[tuple[sa.Connection, Target, Callable[[], AbstractContextManager[Any]]]]:
+    """Open a connection, bind the declaration, and give a wrapper for short reads."""
+    with dialect.open(_READING) as connection:
+
+        def reading() -> AbstractContextManager[Any]:
+            return dialect.transaction(connection, _READING, write=False)
+
+        with reading():
+            target = bind(one.declaration, dialect, connection)
+        yield connection, target, reading
 
 
 def _status(run: Run | None) -> str:
@@ -132,7 +132,7 @@ def _progress(one: Declared, store: Store, run: Run | None) -> dict[str, Any]:
     ranges = store.ranges(run) if run is not None else []
     changed, quarantined = store.totals(run) if run is not None else (0, 0)
     scanned = sum(found.rows_scanned for found in ranges)
-    rate = sum(found.rows_per_second for found in ranges if found.lease_is_live)
+    rate = sum(found.rows_per_second for found in ranges if _is_worked_on(found))
     estimated = run.rows_estimated if run is not None else None
     left = None
     if rate > 0 and estimated is not None:
@@ -153,6 +153,10 @@ def _progress(one: Declared, store: Store, run: Run | None) -> dict[str, Any]:
     }
 
 
+def _is_worked_on(found: KeyRange) -> bool:
+    return found.lease_is_live and not (found.owner and owners.is_dead(found.owner))
+
+
 def _range(found: KeyRange) -> dict[str, Any]:
     expires = found.lease_expires
     return {
@@ -161,9 +165,15 @@ def _range(found: KeyRange) -> dict[str, Any]:
         "cursor": _shown(found.cursor),
         "rows_scanned": found.rows_scanned,
         "rows_changed": found.rows_changed,
-        "owner": owners.shown(found.owner) if found.owner else None,
+        "owner": _owner(found.owner),
         "lease_expires": f"{expires.isoformat(timespec='milliseconds')}Z" if expires else None,
     }
+
+
+def _owner(owner: str | None) -> str | None:
+    if owner is None:
+        return None
+    return f"{owners.shown(owner)}{', which has died' if owners.is_dead(owner) else ''}"
 
 
 def _shown(values: KeyValues) -> Any:

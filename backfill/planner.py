@@ -181,8 +181,7 @@ class _Planner:
     def _first_chunk(self, connection: sa.Connection) -> tuple[int, float]:
         """Do the first chunk as a run would, and roll it back: its rows and seconds."""
         target = self.target
-        computes = bool(target.declaration.writes)
-        walk = Walk(target, target.reads if computes else ())
+        walk = Walk(target)
         writer = writer_for(target, walk)
         done: list[tuple[int, float]] = []
         try:

@@ -41,12 +41,8 @@ class Project:
         """Return every revision that the database has been through, across branches."""
         if not self.heads:
             return frozenset()
-        return frozenset(
-            script.revision
-            for script in self.script.iterate_revisions(
-                self.heads, "base", select_for_downgrade=False
-            )
-        )
+        revisions = self.script.iterate_revisions(self.heads, "base")
+        return frozenset(revision.revision for revision in revisions)
 
     @property
     def settings_layer(self) -> dict[str, Any]:
@@ -168,6 +164,5 @@ def _elsewhere(config: Config, script: ScriptDirectory, captured: _Captured, url
             return Project(config, script, engine, tuple(context.get_current_heads()))
     except sa.exc.SQLAlchemyError as error:
         shown = sa.make_url(url).render_as_string(hide_password=True)
-        raise ConfigurationError(
-            f"{shown} cannot be reached: {_scrubbed(error, config)}"
-        ) from error
+        text = f"{shown} cannot be reached: {_scrubbed(error, config)}"
+        raise ConfigurationError(text) from error

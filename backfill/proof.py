@@ -37,9 +37,8 @@ def incomplete_reason(
     with reading():
         if last_key(connection, target.key) == START:
             return None
-        run = (
-            store.current(connection, target.declaration.name) if store.exists(connection) else None
-        )
+        name = target.declaration.name
+        run = store.current(connection, name) if store.exists(connection) else None
     if run is None:
         return "it was never run"
     return None if run.status is Status.SUCCEEDED else f"its run is {run.status.value}"

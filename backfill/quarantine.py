@@ -11,7 +11,6 @@ from backfill.failures import describe
 from backfill.keys import START
 from backfill.runs import Status
 from backfill.writers import writer_for
-from backfill.writers.rows import RowsChanged
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from backfill.settings import Settings
     from backfill.store import Store
     from backfill.targets import Target
-
-_TRIES = 3
 
 
 class _FailedAgain(Exception):
@@ -52,28 +49,24 @@ class _Retry:
         self.store = store
         self.run = run
         self.limits = limits
-        self.walk = Walk(target, target.reads if target.declaration.writes else ())
+        self.walk = Walk(target)
         self.writer = writer_for(target, self.walk)
 
     def row(self, failure: Failure) -> bool:
         """Write one row; whether it is off the list."""
-        for _ in range(_TRIES):
-            try:
-                self._write(failure)
-                return True
-            except RowsChanged:
-                continue
-            except LeaseLost:
-                return True  # somebody else tried it at the same time, and it went well
-            except _FailedAgain as error:
-                self.store.failed_again(failure, str(error))
-                return False
-            except Exception as error:
-                if self.target.dialect.error_kind(error) is not ErrorKind.DATA:
-                    raise
-                self.store.failed_again(failure, describe(error, self.target.dialect))
-                return False
-        return False
+        try:
+            self._write(failure)
+        except LeaseLost:
+            return True  # somebody else tried it at the same time, and it went well
+        except _FailedAgain as error:
+            self.store.failed_again(failure, str(error))
+            return False
+        except Exception as error:
+            if self.target.dialect.error_kind(error) is not ErrorKind.DATA:
+                raise
+            self.store.failed_again(failure, describe(error, self.target.dialect))
+            return False
+        return True
 
     def _write(self, failure: Failure) -> None:
         dialect = self.target.dialect

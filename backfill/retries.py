@@ -72,7 +72,8 @@ def retrying(
 ) -> tenacity.Retrying:
     """Return a caller that repeats a function until it succeeds or `seconds` have passed.
 
-    `recover` is told of each error, its policy and the number of attempts before the wait. The last error is raised as it is.
+    `recover` is told of each error, its policy and the number of attempts, before the wait.
+    The last error is raised as it is.
     """
 
     def error_of(state: tenacity.RetryCallState) -> BaseException:

@@ -9,6 +9,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from enum import Enum
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from backfill import owners, retries
@@ -176,7 +177,7 @@ class Runner:
         if upper == START:
             return []
         edges = list(dict.fromkeys([START, *points, upper]))
-        return list(zip(edges, edges[1:], strict=False))
+        return list(pairwise(edges))
 
     # -- walking -----------------------------------------------------------------------
 

@@ -41,6 +41,11 @@ class Target:
         return [self.table.c[name] for name in wanted]
 
     @property
+    def computes(self) -> bool:
+        """Whether Python works out what is written, so that rows are read."""
+        return self.declaration.level is Level.ROWS
+
+    @property
     def written(self) -> list[str]:
         return [*self.assignments, *self.declaration.writes]
 
@@ -190,7 +195,7 @@ def _condition(where: Any, declaration: type[Backfill], table: sa.Table) -> sa.C
     if callable(where):
         where = declaration().where(table)
     if isinstance(where, str):
-        return _sql(where, sa.Boolean())
+        return _sql(where)
     if not isinstance(where, sa.ColumnElement):
         raise DeclarationError(f"{declaration.name}: `where` must be SQL text or an expression.")
     return _expression(where, table)

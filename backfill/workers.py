@@ -147,14 +147,13 @@ class Worker:
         self.clock = clock
         self.name = target.declaration.name
         quarantined = [failure.key for failure in store.failures(run)]
-        computes = bool(target.declaration.writes)
-        self.walk = Walk(target, target.reads if computes else (), quarantined)
+        self.walk = Walk(target, quarantined)
         self.writer = writer_for(target, self.walk)
         self.sizer = Sizer(settings.target_seconds, settings.chunk_size)
         self.retrying = retries.retrying(
             kind_of=self.dialect.error_kind,
             recover=self._recover,
-            sleep=lambda seconds: budget.stop.wait(seconds) and None,
+            sleep=self._sleep,
             seconds=settings.retry_seconds,
         )
         self._connection: sa.Connection | None = None
@@ -177,6 +176,7 @@ class Worker:
         try:
             while self._claim():
                 self.walk_range()
+                self.store.release(self.lease)
         finally:
             self._let_go()
 
@@ -193,7 +193,7 @@ class Worker:
     def _claim(self) -> bool:
         """Claim a range that is free; False if there is none left for us."""
         self._lease = None
-        seen: dict[int, object] = {}
+        seen: dict[int, tuple[object, ...]] = {}
         while True:
             self.budget.raise_if_over()
             self._check_run()
@@ -201,7 +201,9 @@ class Worker:
             if any(self._claimed(found) for found in left if _is_free(found)):
                 return True
             others = [found for found in left if found.owner != owners.myself()]
-            now = {r.id: (r.token, r.cursor, r.lease_expires) for r in others}
+            now: dict[int, tuple[object, ...]] = {
+                r.id: (r.token, r.cursor, r.lease_expires) for r in others
+            }
             if not others or any(seen.get(i, mark) != mark for i, mark in now.items()):
                 return False  # what is left is in the hands of runners that are alive
             seen = now
@@ -443,6 +445,9 @@ class Worker:
         if connection is not None:
             connection.invalidate()
             connection.close()
+
+    def _sleep(self, seconds: float) -> None:
+        self.budget.stop.wait(seconds)
 
     def _say(self, what: str, text: str = "", **numbers: object) -> None:
         self.report(Event(what, self.name, text, dict(numbers)))

@@ -112,9 +112,8 @@ class Dialect:
             _roll_back(connection, transaction)
             if kind in (ErrorKind.CONFLICT, ErrorKind.DATA, ErrorKind.LOCKED):
                 raise
-            raise CommitUnknown(
-                f"COMMIT gave no clear answer ({self.error_code(error)})"
-            ) from error
+            code = self.error_code(error)
+            raise CommitUnknown(f"COMMIT gave no clear answer ({code})") from error
 
     # -- errors ----------------------------------------------------------------------
 

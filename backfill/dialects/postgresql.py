@@ -171,7 +171,8 @@ class _UnnestUpdate(BulkUpdate):
             for name, kind in zip(names, types, strict=True)
         ]
         columns = [sa.column(name, kind) for name, kind in zip(names, types, strict=True)]
-        values = sa.func.unnest(*arrays).table_valued(*columns, name="computed").render_derived()
+        values = sa.func.unnest(*arrays).table_valued(*columns)
+        values = values.render_derived(name="computed")
         self._statement = (
             sa.update(table)
             .where(*(c == values.c[n] for c, n in zip(key.columns, key_names, strict=True)))

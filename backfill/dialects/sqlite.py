@@ -103,7 +103,9 @@ class SQLite(Dialect):
 
     def key_type(self, column: sa.Column[Any]) -> TypeEngine[Any] | None:
         # A column holds whatever was stored; only the raw value orders as the index does.
-        return sa.types.NullType()
+        return (
+            column.type if isinstance(column.type, (sa.Integer, sa.String)) else sa.types.NullType()
+        )
 
     def key_above(self, columns: Any, operands: Any, *, inclusive: bool) -> Any:
         if len(columns) == 1:
@@ -118,7 +120,7 @@ class SQLite(Dialect):
 
     def row_estimate(self, connection: sa.Connection, table: sa.Table) -> int | None:
         """Take the span of the rowids: one seek at each end, and an upper bound of the rows."""
-        rowid = sa.literal_column("rowid")
+        rowid: sa.ColumnElement[int] = sa.literal_column("rowid")
         ends = [
             sa.select(rowid).select_from(table).order_by(order).limit(1).scalar_subquery()
             for order in (rowid.asc(), rowid.desc())

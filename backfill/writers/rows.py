@@ -14,8 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import sqlalchemy as sa
-
 from backfill.chunks import Chunk, PageRow, Ranged
 from backfill.declaration import Backfill
 from backfill.errors import DeclarationError
@@ -25,6 +23,8 @@ from backfill.writers.base import Writer, Written
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    import sqlalchemy as sa
 
     from backfill.chunks import Walk
     from backfill.dialects.base import BulkUpdate
