@@ -13,6 +13,8 @@ from functools import cached_property, wraps
 from typing import TYPE_CHECKING, Any
 
 import click
+from alembic.util import CommandError
+from sqlalchemy.exc import SQLAlchemyError
 
 from backfill import __version__, overview, quarantine, scaffold, settings
 from backfill.dialects import dialect_for
@@ -106,8 +108,20 @@ def _command(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **kwargs)
         except BackfillError as error:
             raise _Failure(str(error)) from error
+        except CommandError as error:
+            raise _Failure(f"Alembic: {error}") from error
+        except SQLAlchemyError as error:
+            raise _Failure(f"The database: {_database_error(error)}.") from error
 
     return wrapped
+
+
+def _database_error(error: SQLAlchemyError) -> str:
+    """Return the server's code and, of a failed connection, its text; else it may hold values."""
+    original = getattr(error, "orig", None)
+    code = getattr(original, "sqlstate", None) or (original.args[:1] if original else "")
+    text = "" if getattr(error, "statement", None) else f" {original or error}"
+    return f"{type(original or error).__name__} {code or ''}{text}".strip()
 
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")

@@ -98,7 +98,7 @@ class Runner:
             return Result(Outcome.COMPLETE, "already complete")
         if run.status is Status.PAUSED:
             return Result(Outcome.STOPPED, f"is paused; `backfill resume {self.name}` first")
-        self.budget.failures = self.store.totals(run)[1]
+        self.budget.begin(failures=self.store.totals(run)[1])
         try:
             while True:
                 self.walk_pass(run)
@@ -187,7 +187,7 @@ class Runner:
             futures = [pool.submit(self._worker(run).work) for _ in range(self.settings.workers)]
             while wait(futures, timeout=0.2, return_when=FIRST_EXCEPTION).not_done:
                 if any(f.done() and f.exception() for f in futures):
-                    self.budget.ask_to_stop("another worker failed")
+                    self.budget.break_off()
         errors = [e for e in (future.exception() for future in futures) if e is not None]
         for error in sorted(errors, key=lambda e: isinstance(e, Stopped)):
             raise error
@@ -316,7 +316,8 @@ class Runner:
             text += (
                 f" (and the state could not be written: {describe(second, self.target.dialect)})"
             )
-        return self._ended(run, Outcome.FAILED, status, text)
+        outcome = Outcome.STOPPED if status is Status.PAUSED else Outcome.FAILED
+        return self._ended(run, outcome, status, text)
 
     def _ended(self, run: Run, outcome: Outcome, status: Status, text: str) -> Result:
         self._say("finished", text, status=status.value)

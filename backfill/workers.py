@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     import sqlalchemy as sa
+    import tenacity
 
     from backfill.dialects import Limits
     from backfill.reporters import Reporter
@@ -67,10 +68,22 @@ class Budget:
         self._deadline = None if seconds is None else clock() + seconds
         self._lock = Lock()
         self._told = False
+        self._is_broken = False
         self.stop = Flag()
         self.reason = ""
         self.failures = 0
         """Rows in quarantine, of all workers."""
+
+    def begin(self, failures: int) -> None:
+        """Begin a run that has so many rows in quarantine already."""
+        with self._lock:
+            self.failures = failures
+            self._told = self._is_broken = False
+
+    def break_off(self) -> None:
+        """Let the other workers of this run stop: one of them met an error."""
+        with self._lock:
+            self._is_broken = True
 
     def ask_to_stop(self, reason: str) -> None:
         """Let every worker finish its chunk and stop."""
@@ -87,7 +100,7 @@ class Budget:
             if self._rows is not None and self._rows <= 0:
                 self.reason = self.reason or "--limit was reached"
                 raise Stopped(self.reason)  # others may yet give rows back, so only this worker
-            if self.stop.is_set():
+            if self._is_broken or self.stop.is_set():
                 raise Stopped(self.reason)
 
     def take(self, rows: int) -> int:
@@ -150,12 +163,8 @@ class Worker:
         self.walk = Walk(target, quarantined)
         self.writer = writer_for(target, self.walk)
         self.sizer = Sizer(settings.target_seconds, settings.chunk_size)
-        self.retrying = retries.retrying(
-            kind_of=self.dialect.error_kind,
-            recover=self._recover,
-            sleep=self._sleep,
-            seconds=settings.retry_seconds,
-        )
+        self.retrying = self._retrying()
+        self._retrying_part = self._retrying()
         self._connection: sa.Connection | None = None
         self._lease: Lease | None = None
         self._in_doubt = False
@@ -361,7 +370,7 @@ class Worker:
     def _try(self, chunk: Chunk) -> tuple[bool, int]:
         """Commit a part of a refused chunk: whether it was clean, and the rows changed."""
         try:
-            return True, self.retrying(self._commit_part, chunk)
+            return True, self._retrying_part(self._commit_part, chunk)
         except Exception as error:
             if self.dialect.error_kind(error) is not ErrorKind.DATA:
                 raise
@@ -379,7 +388,7 @@ class Worker:
         assert chunk.page is not None
         failure = Failure(chunk.page[0].key, describe(error, self.dialect))
         self._check_failures([failure])
-        return self.retrying(self._step_over, chunk, Written(0, [failure]))
+        return self._retrying_part(self._step_over, chunk, Written(0, [failure]))
 
     def _step_over(self, chunk: Chunk, written: Written) -> int:
         self._be_sure()
@@ -431,6 +440,14 @@ class Worker:
         text = f"waits: {self._throttled}" if attempt == _WORTH_TELLING else ""
         self._say("retry", text, attempt=attempt, reason=self._throttled)
 
+    def _retrying(self) -> tenacity.Retrying:
+        return retries.retrying(
+            kind_of=self.dialect.error_kind,
+            recover=self._recover,
+            sleep=self._sleep,
+            seconds=self.settings.retry_seconds,
+        )
+
     # -- small things ----------------------------------------------------------------------
 
     @contextmanager
@@ -443,11 +460,11 @@ class Worker:
     def _drop_connection(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            connection.invalidate()
             connection.close()
 
     def _sleep(self, seconds: float) -> None:
         self.budget.stop.wait(seconds)
+        self.budget.raise_if_over()
 
     def _say(self, what: str, text: str = "", **numbers: object) -> None:
         self.report(Event(what, self.name, text, dict(numbers)))

@@ -84,8 +84,13 @@ class Dialect:
     # -- sessions and transactions -------------------------------------------------
 
     def open(self, limits: Limits) -> sa.Connection:
-        """Return a new connection, set up as far as that lasts for a session."""
-        return self.engine.connect()
+        """Return a new connection, set up as far as that lasts for a session.
+
+        It never goes back to the user's pool, so that nothing of ours is left in there.
+        """
+        connection = self.engine.connect()
+        connection.detach()
+        return connection
 
     def begin(self, connection: sa.Connection, limits: Limits, *, write: bool) -> None:
         """Begin the transaction on the server, with its limits."""
@@ -103,13 +108,13 @@ class Dialect:
             self.begin(connection, limits, write=write)
             yield connection
         except BaseException:
-            _roll_back(connection, transaction)
+            _roll_back(transaction)
             raise
         try:
             transaction.commit()
         except Exception as error:
             kind = self.error_kind(error)
-            _roll_back(connection, transaction)
+            _roll_back(transaction)
             if kind in (ErrorKind.CONFLICT, ErrorKind.DATA, ErrorKind.LOCKED):
                 raise
             code = self.error_code(error)
@@ -304,14 +309,13 @@ def _compile_explain(element: Explain, compiler: SQLCompiler, **kw: Any) -> str:
     return f"{element.prefix} {compiler.process(element.statement, **kw)}"
 
 
-def _roll_back(connection: sa.Connection, transaction: sa.Transaction) -> None:
+def _roll_back(transaction: sa.Transaction) -> None:
     """Always ROLLBACK: MariaDB's 1205 leaves half a transaction open."""
     try:
         transaction.rollback()
     except Exception:
         # The connection is beyond use; the server rolls back when it notices.
-        logger.debug("rollback failed, the connection is dropped", exc_info=True)
-        connection.invalidate()
+        logger.debug("rollback failed", exc_info=True)
 
 
 def _walk_in_steps(

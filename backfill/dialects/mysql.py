@@ -63,7 +63,7 @@ class MySQL(Dialect):
     """MySQL waits a whole second for a row lock at least, so rows are locked first."""
 
     def open(self, limits: Limits) -> sa.Connection:
-        connection = self.engine.connect()
+        connection = super().open(limits)
         assignments = ", ".join(
             f"SESSION {name} = {value}" for name, value in self._session(limits).items()
         )

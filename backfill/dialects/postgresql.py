@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import sqlalchemy as sa
@@ -107,8 +108,7 @@ class PostgreSQL(Dialect):
     def row_estimate(self, connection: sa.Connection, table: sa.Table) -> int | None:
         """Ask the planner: it scales its statistics to the file's size of this moment."""
         every_row = sa.select(sa.literal(1)).select_from(table)
-        plan = connection.execute(Explain("EXPLAIN (FORMAT JSON)", every_row)).scalar_one()
-        return int(plan[0]["Plan"]["Plan Rows"])
+        return int(_explained(connection, every_row)["Plan Rows"])
 
     def split_points(
         self, connection: sa.Connection, key: Key, rows: int | None, parts: int
@@ -123,8 +123,8 @@ class PostgreSQL(Dialect):
 
     def explain(self, connection: sa.Connection, statement: sa.Select[Any]) -> Explanation:
         lines = tuple(connection.execute(Explain("EXPLAIN", statement)).scalars())
-        plan = connection.execute(Explain("EXPLAIN (FORMAT JSON)", statement)).scalar_one()
-        scans = [node for node in _nodes(plan[0]["Plan"]) if "Scan" in node["Node Type"]]
+        plan = _explained(connection, statement)
+        scans = [node for node in _nodes(plan) if "Scan" in node["Node Type"]]
         ranged = all("Index Cond" in n or n["Node Type"] == "Bitmap Heap Scan" for n in scans)
         return Explanation(lines, ranged)
 
@@ -201,6 +201,14 @@ def _without_length(kind: TypeEngine[Any]) -> TypeEngine[Any]:
 
 def _milliseconds(seconds: float) -> str:
     return f"{max(1, round(seconds * 1000))}ms"
+
+
+def _explained(connection: sa.Connection, statement: sa.Select[Any]) -> dict[str, Any]:
+    plan = connection.execute(Explain("EXPLAIN (FORMAT JSON)", statement)).scalar_one()
+    if isinstance(plan, str):  # drivers differ in whether they parse json
+        plan = json.loads(plan)
+    found: dict[str, Any] = plan[0]["Plan"]
+    return found
 
 
 def _nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:

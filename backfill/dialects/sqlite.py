@@ -62,7 +62,7 @@ class SQLite(Dialect):
     """pysqlite's name for "the driver sends no BEGIN of its own"."""
 
     def open(self, limits: Limits) -> sa.Connection:
-        connection = self.engine.connect()
+        connection = super().open(limits)
         deadline = [0.0]
         connection.info["backfill_deadline"] = deadline
         driver: sqlite3.Connection = connection.connection.dbapi_connection  # type: ignore[assignment]
