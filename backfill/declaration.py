@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import hashlib
 import inspect
 import re
@@ -128,21 +129,24 @@ class Backfill:
 
     @classmethod
     def fingerprint(cls) -> str:
-        """Return a digest of everything that decides what is written; layout and comments
-        do not count."""
+        """Return a digest of everything that the class says on what is written.
+
+        Helpers and constants of the class count; its name, settings, layout and comments do
+        not, nor does what it calls elsewhere.
+        """
+        said: dict[str, Any] = {}
+        for base in reversed(cls.__mro__[: cls.__mro__.index(Backfill)]):
+            said |= {n: v for n, v in vars(base).items() if n not in _NOT_WRITTEN}
         parts = [
-            cls.table,
-            str(cls.schema),
-            repr(cls.key),
-            _canonical(cls.where),
-            _canonical(cls.values),
-            repr((tuple(cls.reads), tuple(cls.writes))),
-            *(_source(getattr(cls, method)) for method in _METHODS if _overrides(cls, method)),
+            f"{name}={_canonical(value)}"
+            for name, value in sorted(said.items())
+            if not name.startswith("__")
         ]
         return hashlib.sha256("\x00".join(parts).encode()).hexdigest()[:32]
 
 
-_METHODS = ("transform", "transform_chunk", "apply")
+_NOT_WRITTEN = settings.NAMES | {"name", "revision", "level"}
+_KNOWN = sorted({n for n in (*vars(Backfill), *Backfill.__annotations__) if not n.startswith("_")})
 
 
 def _overrides(cls: type[Backfill], method: str) -> bool:
@@ -190,10 +194,16 @@ def _level(cls: type[Backfill]) -> Level:
 def _check(cls: type[Backfill]) -> None:
     if not isinstance(cls.name, str) or not re.fullmatch(r"[\w.-]{1,200}", cls.name):
         raise _wrong(cls, "`name` must be up to 200 letters, digits, `_`, `.` or `-`.")
+    _refuse_misspelt(cls)
     for attribute in ("reads", "writes"):
-        columns = getattr(cls, attribute)
-        if isinstance(columns, str) or not all(isinstance(c, str) for c in columns):
+        if not _are_names(getattr(cls, attribute)):
             raise _wrong(cls, f'`{attribute}` must be a list of column names, like ["first"].')
+    for attribute in ("schema", "revision"):
+        if not isinstance(getattr(cls, attribute), (str, type(None))):
+            raise _wrong(cls, f"`{attribute}` must be text.")
+    is_name = isinstance(cls.key, str) and cls.key
+    if cls.key is not None and not is_name and not (cls.key and _are_names(cls.key)):
+        raise _wrong(cls, '`key` must be a column name, or a list like ["account", "number"].')
     if cls.level is Level.ROWS and not cls.writes:
         raise _wrong(cls, '`writes` must name the columns that it fills, like ["full_name"].')
     if cls.level is not Level.ROWS and (cls.reads or cls.writes):
@@ -201,11 +211,29 @@ def _check(cls: type[Backfill]) -> None:
     if cls.level is Level.SET:
         _check_values(cls)
     if cls.where is not None and not _is_sql(cls.where):
-        raise _wrong(cls, "`where` must be SQL text, an SQLAlchemy expression or a method.")
+        raise _wrong(
+            cls,
+            "`where` must be SQL text (the text itself, without sa.text), an SQLAlchemy"
+            " expression or a method.",
+        )
     try:
         settings.resolve((cls.__name__, cls.tuning()))
     except BackfillError as error:
         raise DeclarationError(str(error)) from error
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(c, str) and c for c in value)
+
+
+def _refuse_misspelt(cls: type[Backfill]) -> None:
+    """A `were` that is taken for a helper of the class would overwrite every row."""
+    for name in vars(cls):
+        if name.startswith("_") or name in _KNOWN:
+            continue
+        close = difflib.get_close_matches(name, _KNOWN, n=1, cutoff=0.8)
+        if close:
+            raise _wrong(cls, f"`{name}` is not known; did you mean `{close[0]}`?")
 
 
 def _check_values(cls: type[Backfill]) -> None:
@@ -219,24 +247,36 @@ def _check_values(cls: type[Backfill]) -> None:
         if not _is_sql(sql):
             raise _wrong(
                 cls,
-                f"the value of {column!r} must be SQL text (a string constant has its own"
-                " quotes: \"'new'\") or an SQLAlchemy expression.",
+                f"the value of {column!r} must be SQL text (without sa.text; a string constant has"
+                " its own quotes: \"'new'\") or an SQLAlchemy expression.",
             )
 
 
 def _is_sql(value: Any) -> bool:
     if isinstance(value, str):
         return bool(value.strip())
-    return isinstance(value, sa.ClauseElement) or callable(value)
+    return isinstance(value, sa.ColumnElement) or inspect.isfunction(value)
 
 
 def _canonical(value: Any) -> str:
     if isinstance(value, dict):
         return repr([(name, _canonical(sql)) for name, sql in value.items()])
+    if isinstance(value, (list, tuple)):
+        return repr([_canonical(item) for item in value])
     if isinstance(value, sa.ClauseElement):
         compiled = value.compile()
         return f"{compiled} {sorted(compiled.params.items())!r}"
-    return _source(value) if callable(value) else str(value)
+    if isinstance(value, (staticmethod, classmethod)):
+        return _source(value.__func__)
+    if isinstance(value, property):
+        return _source(value.fget) if value.fget else ""
+    if inspect.isfunction(value):
+        return _source(value)
+    # Anything else may say its address in its repr, which is another one each time.
+    return repr(value) if isinstance(value, _STABLE) else type(value).__name__
+
+
+_STABLE = (str, bytes, int, float, bool, type(None), set, frozenset)
 
 
 def _source(function: Callable[..., Any]) -> str:
@@ -245,8 +285,8 @@ def _source(function: Callable[..., Any]) -> str:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError):
         code = getattr(function, "__code__", None)
-        return repr((code.co_code, code.co_consts)) if code else repr(function)
+        return repr((code.co_code, code.co_consts)) if code else function.__name__
     body = tree.body[0]
     if isinstance(body, (ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(body):
         body.body = body.body[1:]
-    return ast.dump(tree)
+    return ast.unparse(tree)

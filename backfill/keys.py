@@ -96,6 +96,7 @@ class Key:
 
 # -- text ------------------------------------------------------------------------------
 
+_PLAIN: dict[type, Callable[[Any], Any]] = {bool: bool, int: int.__int__, str: str.__str__}
 _WRITERS: dict[type, tuple[str, Callable[[Any], str]]] = {
     UUID: ("uuid", str),
     Decimal: ("decimal", str),
@@ -130,8 +131,11 @@ def dumps(values: KeyValues) -> str:
 def loads(text: str) -> KeyValues:
     """Read what `dumps` wrote. Raises StateError for any other text."""
     try:
-        return tuple(_untagged(item) for item in json.loads(text))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        items = json.loads(text)
+        if not isinstance(items, list):
+            raise TypeError("not an array")
+        return tuple(_untagged(item) for item in items)
+    except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
         raise StateError(
             "A key in the state tables is not in the form that this version writes; "
             "somebody edited it, or a newer version of backfill wrote it."
@@ -139,20 +143,20 @@ def loads(text: str) -> KeyValues:
 
 
 def _tagged(value: Any) -> Any:
-    if isinstance(value, (bool, int, str)) and type(value) in (bool, int, str):
-        return value
     for kind in type(value).__mro__:
+        if kind in _PLAIN:
+            return _PLAIN[kind](value)
         if kind in _WRITERS:
             tag, write = _WRITERS[kind]
             return {tag: write(value)}
-        if kind in (int, str):
-            return kind(value)
     raise TypeError(f"{type(value).__name__} has no exact text form")
 
 
 def _untagged(item: Any) -> Any:
     if isinstance(item, dict):
         ((tag, text),) = item.items()
+        if not isinstance(text, str):
+            raise TypeError("not text")
         return _READERS[tag](text)
     if isinstance(item, (bool, int, str)):
         return item

@@ -26,7 +26,19 @@ def is_dead(owner: str) -> bool:
     host, pid, started, machine = owner.rsplit(":", 3)
     if host != _host() or machine != _machine() or not machine or not pid.isdigit():
         return False
-    return _started(int(pid)) != int(started)
+    now = _started(int(pid))
+    return _is_gone(int(pid)) if now is None else now != int(started)
+
+
+def _is_gone(pid: int) -> bool:
+    """Whether no such process exists, where /proc shows nothing of it (it may be hidden)."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def shown(owner: str) -> str:
@@ -50,13 +62,13 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> int | None:
-    """Return the start time of a process in clock ticks since boot; None if it is gone.
+    """Return the start time of a process in clock ticks since boot; None if it is not shown.
 
-    Field 22 of /proc/PID/stat (proc(5)); a zombie has ended, whoever has yet to reap it.
+    Field 22 of /proc/PID/stat (proc(5)). A zombie has ended, whoever has yet to reap it: -1.
     """
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
     after_name = text.rpartition(")")[2].split()
-    return None if after_name[0] in "ZX" else int(after_name[19])
+    return -1 if after_name[0] in "ZX" else int(after_name[19])

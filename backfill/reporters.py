@@ -45,8 +45,8 @@ class Reporter(Protocol):
 class JsonReporter:
     """A line of JSON an event."""
 
-    def __init__(self, stream: TextIO = sys.stdout) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stdout
         self._lock = Lock()
 
     def __call__(self, event: Event) -> None:
@@ -100,8 +100,8 @@ class LogReporter:
 class TerminalReporter:
     """A tqdm bar a key range that is being walked, and plain lines between them."""
 
-    def __init__(self, stream: TextIO = sys.stderr) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
         self._lock = Lock()
         self._bars: dict[int, tqdm[Any]] = {}
         self._totals: dict[str, float] = {}

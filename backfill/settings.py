@@ -6,6 +6,7 @@ Defaults < `[tool.backfill]` of pyproject.toml < `[backfill]` of alembic.ini < e
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from dataclasses import dataclass, fields, replace
@@ -55,6 +56,7 @@ _TYPES: dict[str, type] = {
     field.name: float if isinstance(field.default, float) else int for field in fields(Settings)
 }
 NAMES = frozenset(_TYPES)
+_MAY_BE_NONE = {"chunk_size"}
 _MAY_BE_ZERO = {"max_failures", "lock_timeout"}
 
 
@@ -75,17 +77,29 @@ def _parse(origin: str, name: str, value: Any) -> Any:
         raise ConfigurationError(
             f"{origin} has an unknown setting {name!r}. Known are: {', '.join(sorted(NAMES))}."
         )
-    if value is None:
+    if value is None and name in _MAY_BE_NONE:
         return None
-    wanted = _TYPES[name]
-    try:
-        number = wanted(value) if not isinstance(value, bool) else None
-    except (TypeError, ValueError):
-        number = None
+    number = _number(_TYPES[name], value)
+    lowest = "0 or more" if name in _MAY_BE_ZERO else "above 0"
     if number is None or number < 0 or (number == 0 and name not in _MAY_BE_ZERO):
-        kind = "a whole number" if wanted is int else "a number of seconds"
-        raise ConfigurationError(f"{origin} sets {name} to {value!r}; it must be {kind} above 0.")
+        kind = "a whole number" if _TYPES[name] is int else "a number of seconds"
+        raise ConfigurationError(f"{origin} sets {name} to {value!r}; it must be {kind}, {lowest}.")
     return number
+
+
+def _number(wanted: type, value: Any) -> float | None:
+    """Return a number of the wanted type; None for what is none, or not exactly one."""
+    if isinstance(value, bool):
+        return None
+    try:
+        number: float = wanted(value)
+        return number if math.isfinite(number) and not _was_cut(number, value) else None
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _was_cut(number: float, value: Any) -> bool:
+    return isinstance(value, float) and value != number
 
 
 def from_environment() -> dict[str, str]:
@@ -104,9 +118,11 @@ def from_pyproject(path: Path) -> dict[str, Any]:
         return {}
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # no TOML, or no UTF-8
         raise ConfigurationError(f"{path} is not valid TOML: {error}.") from error
-    section: dict[str, Any] = document.get("tool", {}).get("backfill", {})
+    section: Any = document.get("tool", {}).get("backfill", {})
+    if not isinstance(section, dict):
+        raise ConfigurationError(f"{path}: [tool.backfill] must be a table of settings.")
     return section
 
 

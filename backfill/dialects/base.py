@@ -124,12 +124,15 @@ class Dialect:
 
     def error_code(self, error: BaseException) -> str:
         """Return the database's own code for an error, or the exception's class name."""
-        original = getattr(error, "orig", None) or error
-        return str(self._native_code(original) or type(original).__name__)
+        original = self.driver_error(error)
+        code = None if original is None else self._native_code(original)
+        return str(code or type(original or error).__name__)
 
     def error_kind(self, error: BaseException) -> ErrorKind:
         """Say what an error means; UNKNOWN is never taken for harmless."""
-        original = getattr(error, "orig", None) or error
+        original = self.driver_error(error)
+        if original is None:
+            return ErrorKind.UNKNOWN
         code = self._native_code(original)
         if code is not None:
             return self._kind_of_code(code)
@@ -138,6 +141,12 @@ class Dialect:
         if isinstance(error, sa.exc.OperationalError) and error.statement is None:
             return ErrorKind.NOT_READY  # drivers give no code to a connection that never was
         return ErrorKind.UNKNOWN
+
+    def driver_error(self, error: BaseException) -> BaseException | None:
+        """Return the driver's own error; None for one that Python code raised."""
+        original = getattr(error, "orig", None) or error
+        driver = self.engine.dialect.loaded_dbapi
+        return original if isinstance(original, driver.Error) else None
 
     def error_objects(self, error: BaseException) -> dict[str, str]:
         """Return names (constraint, column) that the error gives, never values."""

@@ -44,10 +44,13 @@ _KINDS = {
     "08": ErrorKind.SESSION_LOST,
     "22": ErrorKind.DATA,
     "23": ErrorKind.DATA,
+    "21000": ErrorKind.DATA,  # cardinality_violation: a subquery in `values` found two rows
+    "44000": ErrorKind.DATA,  # with_check_option_violation
+    "54000": ErrorKind.DATA,  # program_limit_exceeded: an index row too large
+    "P0001": ErrorKind.DATA,  # raise_exception: a trigger refuses the row
     "42501": ErrorKind.RIGHTS,
     "28": ErrorKind.RIGHTS,
     "42": ErrorKind.SCHEMA,
-    "0A000": ErrorKind.CONFLICT,  # "cached plan must not change result type": once more
     "XX001": ErrorKind.DAMAGE,
     "XX002": ErrorKind.DAMAGE,
     "58030": ErrorKind.DAMAGE,  # io_error
@@ -78,6 +81,12 @@ class PostgreSQL(Dialect):
     def _kind_of_code(self, code: str | int) -> ErrorKind:
         code = str(code)
         return _KINDS.get(code) or _KINDS.get(code[:2]) or ErrorKind.UNKNOWN
+
+    def error_kind(self, error: BaseException) -> ErrorKind:
+        original = self.driver_error(error)
+        if original is not None and "cached plan must not change" in str(original):
+            return ErrorKind.CONFLICT  # 0A000: somebody altered the table; once more
+        return super().error_kind(error)
 
     def error_objects(self, error: BaseException) -> dict[str, str]:
         diagnosis = getattr(getattr(error, "orig", error), "diag", None)

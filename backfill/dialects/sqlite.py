@@ -27,14 +27,15 @@ _KINDS = {
     11: ErrorKind.DAMAGE,  # CORRUPT
     13: ErrorKind.OUT_OF_SPACE,  # FULL
     14: ErrorKind.NOT_READY,  # CANTOPEN
+    15: ErrorKind.LOCKED,  # PROTOCOL: the race for a WAL lock
     17: ErrorKind.CONFLICT,  # SCHEMA: somebody changed it under a prepared statement
+    18: ErrorKind.DATA,  # TOOBIG
     19: ErrorKind.DATA,  # CONSTRAINT
     20: ErrorKind.DATA,  # MISMATCH
     23: ErrorKind.RIGHTS,  # AUTH
     26: ErrorKind.DAMAGE,  # NOTADB
 }
 _BUSY_SNAPSHOT = 517
-_ERROR = 1
 # sqlite3 tells no code before Python 3.11; its texts are fixed in SQLite's source.
 _TEXTS = {
     "database is locked": 5,
@@ -92,8 +93,8 @@ class SQLite(Dialect):
         return _KINDS.get(int(code) & 0xFF, ErrorKind.UNKNOWN)
 
     def error_kind(self, error: BaseException) -> ErrorKind:
-        original = getattr(error, "orig", None) or error
-        if self._native_code(original) in (_ERROR, None) and "no such" in str(original):
+        original = self.driver_error(error)
+        if original is not None and "no such" in str(original):
             return ErrorKind.SCHEMA
         return super().error_kind(error)
 
