@@ -53,6 +53,15 @@ _OPCODES_PER_CHECK = 20_000
 _CONSTRAINT = re.compile(r"^(?:NOT NULL|UNIQUE|CHECK) constraint failed: ([\w., ]+)$")
 
 
+class _Raw(sa.types.UserDefinedType[Any]):
+    """A value as it is stored. (NullType would take over the type that it is compared with.)"""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "BLOB"
+
+
 class SQLite(Dialect):
     """The driver begins too late and only for some statements, so BEGIN is ours to send."""
 
@@ -104,9 +113,7 @@ class SQLite(Dialect):
 
     def key_type(self, column: sa.Column[Any]) -> TypeEngine[Any] | None:
         # A column holds whatever was stored; only the raw value orders as the index does.
-        return (
-            column.type if isinstance(column.type, (sa.Integer, sa.String)) else sa.types.NullType()
-        )
+        return column.type if isinstance(column.type, (sa.Integer, sa.String)) else _Raw()
 
     def key_above(self, columns: Any, operands: Any, *, inclusive: bool) -> Any:
         if len(columns) == 1:
