@@ -19,6 +19,7 @@ from backfill.errors import (
     BackfillError,
     DeclarationChanged,
     DeclarationError,
+    InvalidTransition,
     LeaseHeld,
     LeaseLost,
     RunFailed,
@@ -109,8 +110,8 @@ class Runner:
         except Stopped:
             self.store.rest(run)
             return self._stopped(run)
-        except LeaseLost:
-            return self._revoked(run)
+        except (LeaseLost, InvalidTransition):
+            return self._revoked(run)  # somebody else decided what becomes of the run
         except LeaseHeld as held:
             return Result(Outcome.HELD, str(held))
         except BackfillError as error:
