@@ -9,8 +9,12 @@ import inspect
 import re
 import textwrap
 import warnings
+from datetime import date, time, timedelta
+from decimal import Decimal
 from enum import Enum
+from types import CodeType
 from typing import TYPE_CHECKING, Any, ClassVar
+from uuid import UUID
 
 import sqlalchemy as sa
 
@@ -18,9 +22,9 @@ from backfill import settings
 from backfill.errors import BackfillError, DeclarationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from backfill.writers.custom import ChunkStatements
+    from backfill.statements import ChunkStatements
 
 EXAMPLE = '''
 class FillFullName(Backfill):
@@ -228,10 +232,11 @@ def _are_names(value: Any) -> bool:
 
 def _refuse_misspelt(cls: type[Backfill]) -> None:
     """A `were` that is taken for a helper of the class would overwrite every row."""
-    for name in vars(cls):
+    for name, value in vars(cls).items():
         if name.startswith("_") or name in _KNOWN:
             continue
-        close = difflib.get_close_matches(name, _KNOWN, n=1, cutoff=0.8)
+        known = ["where", "values"] if inspect.isfunction(value) else _KNOWN
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
         if close:
             raise _wrong(cls, f"`{name}` is not known; did you mean `{close[0]}`?")
 
@@ -260,33 +265,51 @@ def _is_sql(value: Any) -> bool:
 
 def _canonical(value: Any) -> str:
     if isinstance(value, dict):
-        return repr([(name, _canonical(sql)) for name, sql in value.items()])
+        return repr([(str(name), _canonical(item)) for name, item in value.items()])
     if isinstance(value, (list, tuple)):
         return repr([_canonical(item) for item in value])
+    if isinstance(value, (set, frozenset)):
+        return repr(sorted(_canonical(item) for item in value))
     if isinstance(value, sa.ClauseElement):
         compiled = value.compile()
         return f"{compiled} {sorted(compiled.params.items())!r}"
-    if isinstance(value, (staticmethod, classmethod)):
-        return _source(value.__func__)
     if isinstance(value, property):
-        return _source(value.fget) if value.fget else ""
-    if inspect.isfunction(value):
-        return _source(value)
+        return "" if value.fget is None else _source(value.fget)
+    function = inspect.unwrap(getattr(value, "__func__", value))
+    if inspect.isfunction(function):
+        return _source(function)
     # Anything else may say its address in its repr, which is another one each time.
     return repr(value) if isinstance(value, _STABLE) else type(value).__name__
 
 
-_STABLE = (str, bytes, int, float, bool, type(None), set, frozenset)
+_STABLE = (
+    str,
+    bytes,
+    int,
+    float,
+    bool,
+    type(None),
+    Decimal,
+    date,
+    time,
+    timedelta,
+    UUID,
+    re.Pattern,
+)
 
 
-def _source(function: Callable[..., Any]) -> str:
+def _source(function: Any) -> str:
     """Return a function's syntax tree as text; its bytecode where the source is gone."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError):
-        code = getattr(function, "__code__", None)
-        return repr((code.co_code, code.co_consts)) if code else function.__name__
+        return _bytecode(function.__code__)
     body = tree.body[0]
     if isinstance(body, (ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(body):
         body.body = body.body[1:]
     return ast.unparse(tree)
+
+
+def _bytecode(code: CodeType) -> str:
+    constants = [_bytecode(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
+    return repr((code.co_code, code.co_names, constants))

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from enum import Enum
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from backfill import owners, retries
 from backfill.chunks import count_pending, last_key
@@ -18,7 +18,6 @@ from backfill.dialects import Limits
 from backfill.errors import (
     BackfillError,
     DeclarationChanged,
-    DeclarationError,
     InvalidTransition,
     LeaseHeld,
     LeaseLost,
@@ -32,7 +31,7 @@ from backfill.runs import Run, Status
 from backfill.workers import Stopped, Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import sqlalchemy as sa
 
@@ -42,6 +41,9 @@ if TYPE_CHECKING:
     from backfill.store import Store
     from backfill.targets import Target
     from backfill.workers import Budget
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 RANGES_PER_WORKER = 8
 _ROWS_PER_RANGE = 5_000
@@ -93,8 +95,8 @@ class Runner:
 
     def run(self, *, accept_change: bool = False) -> Result:
         """Walk, sweep and prove, until no row is pending or somebody stops us."""
-        self.store.ensure()
-        run = self.open(accept_change=accept_change)
+        self._patiently(self.store.ensure)
+        run = self._patiently(self.open, accept_change=accept_change)
         if run is None:
             return Result(Outcome.COMPLETE, "already complete")
         if run.status is Status.PAUSED:
@@ -103,10 +105,10 @@ class Runner:
         try:
             while True:
                 self.walk_pass(run)
-                self._resume_running(run)
-                if self.is_proved(run):
-                    return self.finish(run)
-                run = self.next_pass(run)
+                self._patiently(self._resume_running, run)
+                if self._patiently(self.is_proved, run):
+                    return self._patiently(self.finish, run)
+                run = self._patiently(self.next_pass, run)
         except Stopped:
             self.store.rest(run)
             return self._stopped(run)
@@ -308,15 +310,14 @@ class Runner:
 
     def _failed(self, run: Run, error: Exception, text: str) -> Result:
         status = retries.status_after(error, self.target.dialect.error_kind)
-        if isinstance(error, (RunFailed, DeclarationError)):
-            status = Status.FAILED
         try:
             self._resume_running(run)
             self.store.move(self.name, status, error=text)
+        except InvalidTransition:
+            return self._revoked(run)
         except Exception as second:
-            text += (
-                f" (and the state could not be written: {describe(second, self.target.dialect)})"
-            )
+            why = describe(second, self.target.dialect)
+            text += f" (and the run's status could not be written: {why})"
         outcome = Outcome.STOPPED if status is Status.PAUSED else Outcome.FAILED
         return self._ended(run, outcome, status, text)
 
@@ -329,6 +330,25 @@ class Runner:
         now = self.store.current(self.name)
         if now is not None and now.id == run.id and now.status in (Status.PENDING, Status.FAILED):
             self.store.move(self.name, Status.RUNNING)
+
+    def _patiently(self, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Repeat a step between two passes while the database cannot be asked."""
+        dialect = self.target.dialect
+
+        def tell(error: BaseException, _policy: retries.Policy, attempt: int) -> None:
+            self._say("retry", f"waits: {describe(error, dialect)}" if attempt == 1 else "")
+
+        def sleep(seconds: float) -> None:
+            self.budget.stop.wait(seconds)
+            self.budget.raise_if_over()
+
+        caller = retries.retrying(
+            kind_of=dialect.error_kind,
+            recover=tell,
+            sleep=sleep,
+            seconds=self.settings.retry_seconds,
+        )
+        return caller(step, *args, **kwargs)
 
     # -- small things --------------------------------------------------------------------
 

@@ -120,7 +120,8 @@ def from_pyproject(path: Path) -> dict[str, Any]:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # no TOML, or no UTF-8
         raise ConfigurationError(f"{path} is not valid TOML: {error}.") from error
-    section: Any = document.get("tool", {}).get("backfill", {})
+    tools: Any = document.get("tool", {})
+    section: Any = tools.get("backfill", {}) if isinstance(tools, dict) else None
     if not isinstance(section, dict):
         raise ConfigurationError(f"{path}: [tool.backfill] must be a table of settings.")
     return section

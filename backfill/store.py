@@ -184,12 +184,11 @@ class Store:
         with self.transaction(write=False) as connection:
             return self._ranges(connection, run)
 
-    def claim(self, run: Run, found: KeyRange, lease_seconds: float) -> Lease | None:
-        """Claim a range as it was found; None if somebody was faster.
+    def claim(self, run: Run, found: KeyRange, token: str, lease_seconds: float) -> Lease | None:
+        """Claim a range as it was found, with a fresh token; None if somebody was faster.
 
         The run's row is locked first: a pause that is being committed is waited for.
         """
-        token = secrets.token_hex(16)
         with self.transaction() as connection:
             now = current(connection, run.name, lock=self._dialect)
             if now is None or now.id != run.id or now.status.value not in _CLAIMABLE:

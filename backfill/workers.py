@@ -7,6 +7,7 @@ happens between two transactions.
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 from contextlib import contextmanager
 from dataclasses import replace
@@ -168,6 +169,7 @@ class Worker:
         self._connection: sa.Connection | None = None
         self._lease: Lease | None = None
         self._in_doubt = False
+        self._tokens: set[str] = set()
         self._tried: list[str] = []
         self._throttled: str | None = None
         self._renewed = 0.0
@@ -183,7 +185,7 @@ class Worker:
         Raises Stopped, LeaseLost, RunFailed, or the error that retrying could not mend.
         """
         try:
-            while self._claim():
+            while self.retrying(self._claim):
                 self.walk_range()
                 self.store.release(self.lease)
         finally:
@@ -202,12 +204,13 @@ class Worker:
     def _claim(self) -> bool:
         """Claim a range that is free; False if there is none left for us."""
         self._lease = None
+        self._in_doubt = False
         seen: dict[int, tuple[object, ...]] = {}
         while True:
             self.budget.raise_if_over()
             self._check_run()
             left = [found for found in self.store.ranges(self.run) if not found.finished]
-            if any(self._claimed(found) for found in left if _is_free(found)):
+            if any(self._claimed(found) for found in left if self._is_free(found)):
                 return True
             others = [found for found in left if found.owner != owners.myself()]
             now: dict[int, tuple[object, ...]] = {
@@ -219,7 +222,9 @@ class Worker:
             self.budget.stop.wait(_WATCH_SECONDS)
 
     def _claimed(self, found: KeyRange) -> bool:
-        self._lease = self.store.claim(self.run, found, self.settings.lease_seconds)
+        token = secrets.token_hex(16)
+        self._tokens.add(token)
+        self._lease = self.store.claim(self.run, found, token, self.settings.lease_seconds)
         if self._lease is None:
             return False
         self._renewed = self._committed = self.clock()
@@ -227,6 +232,12 @@ class Worker:
         if found.size and self.settings.chunk_size is None:
             self.sizer = Sizer(self.settings.target_seconds, first=found.size)
         return True
+
+    def _is_free(self, found: KeyRange) -> bool:
+        """Whether nobody alive holds it; a claim of ours without an answer counts as nobody."""
+        if found.token is None or not found.lease_is_live or found.token in self._tokens:
+            return True
+        return found.owner is not None and owners.is_dead(found.owner)
 
     def _check_run(self) -> None:
         now = self.store.current(self.name)
@@ -468,9 +479,3 @@ class Worker:
 
     def _say(self, what: str, text: str = "", **numbers: object) -> None:
         self.report(Event(what, self.name, text, dict(numbers)))
-
-
-def _is_free(found: KeyRange) -> bool:
-    if found.token is None or not found.lease_is_live:
-        return True
-    return found.owner is not None and owners.is_dead(found.owner)

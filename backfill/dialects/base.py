@@ -14,6 +14,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import sqlalchemy as sa
+from sqlalchemy import types as sqltypes
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import ClauseElement, Executable
 
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from backfill.keys import Key, KeyValues
 
 logger = logging.getLogger(__name__)
+
+
+BINARY_TYPES = (sa.LargeBinary, sqltypes._Binary)
+"""SQLAlchemy's binary types: LargeBinary, and BINARY, VARBINARY and MySQL's blobs beside it."""
 
 
 class ErrorKind(Enum):
@@ -162,7 +167,7 @@ class Dialect:
 
     def key_type(self, column: sa.Column[Any]) -> TypeEngine[Any] | None:
         """Return the type in which this column's values travel unchanged; None: unfit as key."""
-        exact = (sa.Integer, sa.String, sa.Uuid, sa.DateTime, sa.Date, sa.Time, sa.LargeBinary)
+        exact = (sa.Integer, sa.String, sa.Uuid, sa.DateTime, sa.Date, sa.Time, *BINARY_TYPES)
         if isinstance(column.type, exact) and not isinstance(column.type, sa.Enum):
             return column.type
         if isinstance(column.type, sa.Numeric) and not isinstance(column.type, sa.Float):

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 
 from backfill.dialects.base import (
+    BINARY_TYPES,
     BulkUpdate,
     Dialect,
     ErrorKind,
@@ -246,7 +247,7 @@ class _JsonTableUpdate(BulkUpdate):
 
 
 def _is_binary(column: sa.ColumnElement[Any]) -> bool:
-    return isinstance(column.type, (sa.LargeBinary, sa.BINARY, sa.VARBINARY))
+    return isinstance(column.type, BINARY_TYPES)
 
 
 def _transport(column: sa.Column[Any]) -> str:
@@ -266,8 +267,8 @@ def _arrived(
         return sa.func.unhex(value)
     collation = column.info.get("collation")
     if compared and collation:
-        charset = collation.split("_", 1)[0]
-        return sa.collate(sa.literal_column(f"CONVERT({value} USING {charset})"), collation)
+        charset: sa.ColumnElement[Any] = sa.literal_column(collation.split("_", 1)[0])
+        return sa.collate(sa.func.convert(value.op("USING")(charset)), collation)
     return sa.type_coerce(value, sa.types.NullType())
 
 
