@@ -260,7 +260,8 @@ def _check_values(cls: type[Backfill]) -> None:
 def _is_sql(value: Any) -> bool:
     if isinstance(value, str):
         return bool(value.strip())
-    return isinstance(value, sa.ColumnElement) or inspect.isfunction(value)
+    is_expression = isinstance(value, sa.ColumnElement) or hasattr(value, "__clause_element__")
+    return is_expression or inspect.isfunction(value)
 
 
 def _canonical(value: Any) -> str:
@@ -270,6 +271,8 @@ def _canonical(value: Any) -> str:
         return repr([_canonical(item) for item in value])
     if isinstance(value, (set, frozenset)):
         return repr(sorted(_canonical(item) for item in value))
+    if hasattr(value, "__clause_element__"):
+        value = value.__clause_element__()
     if isinstance(value, sa.ClauseElement):
         compiled = value.compile()
         return f"{compiled} {sorted(compiled.params.items())!r}"

@@ -8,7 +8,6 @@ BackfillError                 what happened, to which object, what to do next
 ├─ RunError
 │  ├─ InvalidTransition       the run's status does not allow this
 │  ├─ DeclarationChanged      the class is not the one that the run began with
-│  ├─ Incomplete              a backfill that must be complete is not (the gate)
 │  └─ RunFailed               the run cannot go on until somebody acts
 ├─ LeaseError
 │  ├─ LeaseHeld               another runner works on this range
@@ -75,10 +74,6 @@ class DeclarationChanged(RunError):
             f"Go on from the cursor with the new one: `backfill run {name} --accept-change`. "
             f"Begin again: `backfill cancel {name}`, then `backfill run {name}`."
         )
-
-
-class Incomplete(RunError):
-    """A backfill that must be complete is not."""
 
 
 class RunFailed(RunError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,8 @@ def bind(declaration: type[Backfill], dialect: Dialect, connection: sa.Connectio
     assignments = _assignments(declaration, table) if declaration.level is Level.SET else {}
     target = Target(declaration, dialect, table, key, pending, assignments)
     _check_columns(target)
+    if dialect.assigns_in_order:
+        _check_order(target)
     _check_sql(target, connection)
     return target
 
@@ -186,7 +189,7 @@ def _expression(given: Any, table: sa.Table) -> sa.ColumnElement[Any]:
             return None
         return table.c.get(element.name)
 
-    replaced = visitors.replacement_traverse(given, {}, rebased)
+    replaced = visitors.replacement_traverse(_clause(given), {}, rebased)
     assert isinstance(replaced, sa.ColumnElement)
     return replaced
 
@@ -196,7 +199,7 @@ def _condition(where: Any, declaration: type[Backfill], table: sa.Table) -> sa.C
         where = declaration().where(table)
     if isinstance(where, str):
         return _sql(where)
-    if not isinstance(where, sa.ColumnElement):
+    if not isinstance(_clause(where), sa.ColumnElement):
         raise DeclarationError(f"{declaration.name}: `where` must be SQL text or an expression.")
     return _expression(where, table)
 
@@ -209,7 +212,7 @@ def _assignments(declaration: type[Backfill], table: sa.Table) -> dict[str, sa.C
     for name, given in values.items():
         if isinstance(given, str):
             found[name] = _sql(given)
-        elif isinstance(given, sa.ColumnElement):
+        elif isinstance(_clause(given), sa.ColumnElement):
             found[name] = _expression(given, table)
         else:
             raise DeclarationError(
@@ -247,6 +250,21 @@ def _check_columns(target: Target) -> None:
             raise DeclarationError(
                 f"{declaration.name}: {name!r} is computed by the database and cannot be written."
             )
+
+
+def _check_order(target: Target) -> None:
+    """Refuse values that would see each other's results on this database and no other."""
+    written: list[str] = []
+    for name, value in target.assignments.items():
+        text = str(value.compile(dialect=target.dialect.engine.dialect))
+        for earlier in written:
+            if re.search(rf"\b{re.escape(earlier)}\b", text):
+                raise DeclarationError(
+                    f"{target.declaration.name}: this database would compute {name!r} from the new"
+                    f" value of {earlier!r}, which is assigned before it. Assign {name!r} first, or"
+                    " use `transform`."
+                )
+        written.append(name)
 
 
 def _check_sql(target: Target, connection: sa.Connection) -> None:

@@ -76,6 +76,8 @@ class Dialect:
     update_gives_way: ClassVar[bool] = False
     """An UPDATE that meets a locked row fails within `lock_timeout`. Where it cannot, rows are
     locked with NOWAIT before they are written."""
+    assigns_in_order: ClassVar[bool] = False
+    """In `SET a = b, b = a` the second assignment sees what the first one wrote."""
     row_locks: ClassVar[bool] = True
     """SELECT … FOR UPDATE exists."""
     integer_key_is_rowid: ClassVar[bool] = False

@@ -65,6 +65,8 @@ _RANGES = {"range", "ref", "eq_ref", "const", "system"}
 class MySQL(Dialect):
     """MySQL waits a whole second for a row lock at least, so rows are locked first."""
 
+    assigns_in_order: ClassVar[bool] = True
+
     def open(self, limits: Limits) -> sa.Connection:
         connection = super().open(limits)
         assignments = ", ".join(
@@ -74,7 +76,7 @@ class MySQL(Dialect):
             connection.exec_driver_sql(f"SET {assignments}")
         return connection
 
-    def _session(self, limits: Limits) -> dict[str, int | float]:
+    def _session(self, limits: Limits) -> dict[str, int | float | str]:
         return {
             "innodb_lock_wait_timeout": max(1, int(limits.lock_timeout)),
             "lock_wait_timeout": max(1, int(limits.statement_timeout)),
@@ -178,13 +180,15 @@ class MariaDB(MySQL):
     """MariaDB can refuse a locked row at once, and ends idle transactions by itself."""
 
     update_gives_way: ClassVar[bool] = True
+    assigns_in_order: ClassVar[bool] = False  # by SIMULTANEOUS_ASSIGNMENT
 
-    def _session(self, limits: Limits) -> dict[str, int | float]:
+    def _session(self, limits: Limits) -> dict[str, int | float | str]:
         return {
             "innodb_lock_wait_timeout": int(limits.lock_timeout),
             "lock_wait_timeout": max(1, int(limits.statement_timeout)),
             "max_statement_time": limits.statement_timeout,
             "idle_transaction_timeout": max(1, int(limits.idle_timeout)),
+            "sql_mode": "CONCAT(@@sql_mode, ',SIMULTANEOUS_ASSIGNMENT')",
         }
 
 
