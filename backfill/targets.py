@@ -194,6 +194,11 @@ def _expression(given: Any, table: sa.Table) -> sa.ColumnElement[Any]:
     return replaced
 
 
+def _clause(given: Any) -> Any:
+    """Return the column that an attribute of a mapped class stands for, else what was given."""
+    return given.__clause_element__() if hasattr(given, "__clause_element__") else given
+
+
 def _condition(where: Any, declaration: type[Backfill], table: sa.Table) -> sa.ColumnElement[bool]:
     if callable(where):
         where = declaration().where(table)
