@@ -9,11 +9,10 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from enum import Enum
-from itertools import pairwise
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from backfill import owners, retries
-from backfill.chunks import count_pending, last_key
+from backfill.chunks import count_pending
 from backfill.dialects import Limits
 from backfill.errors import (
     BackfillError,
@@ -24,8 +23,8 @@ from backfill.errors import (
     RunFailed,
 )
 from backfill.failures import describe
-from backfill.keys import START
 from backfill.proof import incomplete_reason
+from backfill.ranges import cut_range, cut_table, is_free
 from backfill.reporters import Event
 from backfill.runs import Run, Status
 from backfill.workers import Stopped, Worker
@@ -45,8 +44,6 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-RANGES_PER_WORKER = 8
-_ROWS_PER_RANGE = 5_000
 _OLDER_TRANSACTIONS_SECONDS = 0.2
 
 
@@ -132,6 +129,7 @@ class Runner:
                 raise DeclarationChanged(self.name)
             if run.fingerprint != fingerprint:
                 self.store.accept(run, fingerprint)
+            self._share(run)
             self._say_started(run)
             return run
         if run is not None and run.status is Status.SUCCEEDED and self.is_complete():
@@ -153,7 +151,7 @@ class Runner:
         declaration = self.target.declaration
         with self._reading() as connection:
             estimate = self.target.dialect.row_estimate(connection, self.target.table)
-            bounds = self._bounds(connection, estimate)
+            bounds = cut_table(connection, self.target, estimate, self.settings.workers)
             horizon = self.target.dialect.horizon(connection)
         return self.store.create(
             self.name,
@@ -166,21 +164,18 @@ class Runner:
             bounds=bounds,
         )
 
-    def _bounds(
-        self, connection: sa.Connection, estimate: int | None
-    ) -> list[tuple[KeyValues, KeyValues]]:
-        """Cut the table into key ranges; the points first, so that the bound is above them."""
-        points: list[KeyValues] = []
-        parts = self.settings.workers * RANGES_PER_WORKER if self.settings.workers > 1 else 1
-        if estimate is not None:
-            parts = min(parts, estimate // _ROWS_PER_RANGE)
-        if parts > 1:
-            points = self.target.dialect.split_points(connection, self.target.key, estimate, parts)
-        upper = last_key(connection, self.target.key)
-        if upper == START:
-            return []
-        edges = list(dict.fromkeys([START, *points, upper]))
-        return list(pairwise(edges))
+    def _share(self, run: Run) -> None:
+        """Cut free ranges of an interrupted run where there are fewer of them than workers."""
+        workers = self.settings.workers
+        left = [found for found in self.store.ranges(run) if not found.finished]
+        if len(left) >= workers or not all(is_free(found) for found in left):
+            return
+        for found in left:
+            rows = (run.rows_estimated or 0) // len(left)
+            with self._reading() as connection:
+                bounds = cut_range(connection, self.target, found, rows, workers)
+            if len(bounds) > 1:
+                self.store.split(run, found, bounds)
 
     # -- walking -----------------------------------------------------------------------
 
@@ -262,7 +257,7 @@ class Runner:
                 " columns first, then run again."
             )
         with self._reading() as connection:
-            bounds = self._bounds(connection, run.rows_estimated)
+            bounds = cut_table(connection, self.target, run.rows_estimated, self.settings.workers)
         self.store.add_pass(run, bounds)
         self._say("swept", f"some rows are pending (again): sweep {run.pass_number}")
         following = self.store.current(self.name)

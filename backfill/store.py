@@ -184,6 +184,24 @@ class Store:
         with self.transaction(write=False) as connection:
             return self._ranges(connection, run)
 
+    def split(
+        self, run: Run, found: KeyRange, bounds: Sequence[tuple[KeyValues, KeyValues]]
+    ) -> None:
+        """Cut what is left of a free range, if it still is as it was found, into these bounds."""
+        with self.transaction() as connection:
+            cut = connection.execute(
+                sa.update(_range)
+                .where(
+                    _is_as_found(found),
+                    _range.c.cursor == keys.dumps(found.cursor),
+                    _range.c.upper == keys.dumps(found.upper),
+                )
+                .values(**_UNCLAIMED, upper=keys.dumps(bounds[0][1]))
+            )
+            if cut.rowcount == 1:
+                self._add_ranges(connection, run.id, run.pass_number, bounds[1:])
+                self._note(connection, run.name, run.id, "split", f"{len(bounds)} key ranges")
+
     def claim(self, run: Run, found: KeyRange, token: str, lease_seconds: float) -> Lease | None:
         """Claim a range as it was found, with a fresh token; None if somebody was faster.
 
@@ -195,11 +213,7 @@ class Store:
                 return None
             claimed = connection.execute(
                 sa.update(_range)
-                .where(
-                    _range.c.id == found.id,
-                    _range.c.finished == sa.false(),
-                    _range.c.token == found.token if found.token else _range.c.token.is_(None),
-                )
+                .where(_is_as_found(found))
                 .values(**self._claimed(token, lease_seconds))
             )
             if claimed.rowcount != 1:
@@ -490,6 +504,14 @@ _UNCLAIMED: dict[str, Any] = {
     "throttled": None,
     "rows_per_second": 0.0,
 }
+
+
+def _is_as_found(found: KeyRange) -> sa.ColumnElement[bool]:
+    return sa.and_(
+        _range.c.id == found.id,
+        _range.c.finished == sa.false(),
+        _range.c.token == found.token if found.token else _range.c.token.is_(None),
+    )
 
 
 def exists(connection: sa.Connection) -> bool:

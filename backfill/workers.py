@@ -20,6 +20,7 @@ from backfill.chunks import Chunk, Walk
 from backfill.dialects import ErrorKind
 from backfill.errors import LeaseLost, RowsKeptChanging, RunFailed
 from backfill.failures import describe
+from backfill.ranges import is_free
 from backfill.reporters import Event
 from backfill.runs import Failure, Run, Status
 from backfill.sizing import Sizer
@@ -235,9 +236,7 @@ class Worker:
 
     def _is_free(self, found: KeyRange) -> bool:
         """Whether nobody alive holds it; a claim of ours without an answer counts as nobody."""
-        if found.token is None or not found.lease_is_live or found.token in self._tokens:
-            return True
-        return found.owner is not None and owners.is_dead(found.owner)
+        return is_free(found) or found.token in self._tokens
 
     def _check_run(self) -> None:
         now = self.store.current(self.name)

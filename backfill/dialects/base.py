@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+_LONGEST_STEP = 200_000
+_WALK_SECONDS = 1.0
+
 BINARY_TYPES = (sa.LargeBinary, sqltypes._Binary)
 """SQLAlchemy's binary types: LargeBinary, and BINARY, VARBINARY and MySQL's blobs beside it."""
 
@@ -181,7 +184,7 @@ class Dialect:
         columns: Sequence[sa.ColumnElement[Any]],
         operands: Sequence[sa.ColumnElement[Any]],
         *,
-        inclusive: bool,
+        inclusive: bool = False,
     ) -> sa.ColumnElement[bool]:
         """Return `columns > operands` (`>=` if inclusive) in a form that becomes an index range.
 
@@ -221,14 +224,30 @@ class Dialect:
         return None
 
     def split_points(
-        self, connection: sa.Connection, key: Key, rows: int | None, parts: int
+        self,
+        connection: sa.Connection,
+        key: Key,
+        rows: int | None,
+        parts: int,
+        *,
+        after: KeyValues = (),
+        upto: KeyValues = (),
     ) -> list[KeyValues]:
-        """Return up to `parts - 1` existing keys, ascending, that cut the table evenly.
+        """Return up to `parts - 1` existing keys, ascending, that cut about `rows` rows evenly.
 
-        Walks the key's index in steps of the estimated size, for one second at most: what is
-        left after that stays one range, and is split again when somebody joins.
+        They lie above `after` and below `upto`, where these are given. Walks the key's index
+        in steps, for about a second at most: what is left then stays one range.
         """
-        return _walk_in_steps(connection, key, rows, parts)
+        wanted = max((rows or 0) // parts, 1_000)
+        points, passed = [], 0
+        for step, found in _walk_in_steps(connection, key, min(wanted, _LONGEST_STEP), after, upto):
+            passed += step
+            if passed >= wanted:
+                points.append(found)
+                passed = 0
+            if len(points) == parts - 1:
+                break
+        return points
 
     def explain(self, connection: sa.Connection, statement: sa.Select[Any]) -> Explanation:
         """Return the database's plan for a statement."""
@@ -335,15 +354,20 @@ def _roll_back(transaction: sa.Transaction) -> None:
 
 
 def _walk_in_steps(
-    connection: sa.Connection, key: Key, rows: int | None, parts: int, seconds: float = 1.0
-) -> list[KeyValues]:
-    step = max((rows or 0) // parts, 1_000)
-    statement = sa.select(*key.selected).order_by(*key.columns).limit(1)
-    following = statement.where(key.above(key.operands("after"))).offset(step - 1)
-    points: list[KeyValues] = []
-    deadline = time.monotonic() + seconds
-    row = connection.execute(statement.offset(step)).first()
-    while row is not None and len(points) < parts - 1 and time.monotonic() < deadline:
-        points.append(tuple(row))
-        row = connection.execute(following, key.parameters("after", points[-1])).first()
-    return points
+    connection: sa.Connection, key: Key, step: int, after: KeyValues, upto: KeyValues
+) -> Iterator[tuple[int, KeyValues]]:
+    """Give every `step`-th key between the bounds, until time is up."""
+    statement = sa.select(*key.selected).order_by(*key.columns).limit(1).offset(step - 1)
+    if upto:
+        statement = statement.where(key.upto(key.constants(upto)))
+    following = statement.where(key.above(key.operands("after")))
+    deadline = time.monotonic() + _WALK_SECONDS
+    while time.monotonic() < deadline:
+        if after:
+            row = connection.execute(following, key.parameters("after", after)).first()
+        else:
+            row = connection.execute(statement).first()
+        if row is None or tuple(row) == upto:
+            return
+        after = tuple(row)
+        yield step, after

@@ -106,7 +106,7 @@ class MySQL(Dialect):
             return None
         return super().key_type(column)
 
-    def key_above(self, columns: Any, operands: Any, *, inclusive: bool) -> Any:
+    def key_above(self, columns: Any, operands: Any, *, inclusive: bool = False) -> Any:
         """Spell the OR out: InnoDB's optimizer makes a range of it, never of row values."""
         first, rest = columns[0], columns[1:]
         if not rest:

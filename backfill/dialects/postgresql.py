@@ -55,7 +55,7 @@ _KINDS = {
     "XX002": ErrorKind.DAMAGE,
     "58030": ErrorKind.DAMAGE,  # io_error
 }
-_SAMPLED_ROWS = 20_000
+_SAMPLED = 20_000
 _NOT_UNNESTABLE = (sa.ARRAY, sa.types.NullType, pg.DOMAIN)
 
 
@@ -101,7 +101,7 @@ class PostgreSQL(Dialect):
             return column.type
         return super().key_type(column)
 
-    def key_above(self, columns: Any, operands: Any, *, inclusive: bool) -> Any:
+    def key_above(self, columns: Any, operands: Any, *, inclusive: bool = False) -> Any:
         """Row values seek on all columns; the range on the first one mends the row estimate."""
         if len(columns) == 1:
             return super().key_above(columns, operands, inclusive=inclusive)
@@ -114,21 +114,35 @@ class PostgreSQL(Dialect):
         bound = sa.tuple_(*operands)
         return sa.and_(columns[0] <= operands[0], sa.tuple_(*columns) <= bound)
 
-    def row_estimate(self, connection: sa.Connection, table: sa.Table) -> int | None:
+    def row_estimate(self, connection: sa.Connection, table: sa.Table) -> int:
         """Ask the planner: it scales its statistics to the file's size of this moment."""
         every_row = sa.select(sa.literal(1)).select_from(table)
         return int(_explained(connection, every_row)["Plan Rows"])
 
     def split_points(
-        self, connection: sa.Connection, key: Key, rows: int | None, parts: int
+        self,
+        connection: sa.Connection,
+        key: Key,
+        rows: int | None,
+        parts: int,
+        *,
+        after: KeyValues = (),
+        upto: KeyValues = (),
     ) -> list[KeyValues]:
         """Cut a sample of whole pages: its cost does not grow with the table."""
-        percent = min(100.0, 100.0 * _SAMPLED_ROWS / max(rows or 1, 1))
-        sample = key.columns[0].table.tablesample(sa.func.system(percent))
+        table = key.columns[0].table
+        assert isinstance(table, sa.Table)
+        total = self.row_estimate(connection, table)
+        sample = table.tablesample(sa.func.system(min(100.0, 100.0 * _SAMPLED / max(total, 1))))
         columns = [sample.c[name] for name in key.names]
-        keys = [tuple(row) for row in connection.execute(sa.select(*columns).order_by(*columns))]
+        statement = sa.select(*columns).order_by(*columns)
+        if after:
+            statement = statement.where(self.key_above(columns, key.constants(after)))
+        if upto:
+            statement = statement.where(self.key_upto(columns, key.constants(upto)))
+        keys = [tuple(row) for row in connection.execute(statement)]
         picks = {len(keys) * part // parts for part in range(1, parts)}
-        return [keys[i] for i in sorted(picks) if 0 < i < len(keys)]
+        return [keys[i] for i in sorted(picks) if 0 < i < len(keys) and keys[i] != upto]
 
     def explain(self, connection: sa.Connection, statement: sa.Select[Any]) -> Explanation:
         lines = tuple(connection.execute(Explain("EXPLAIN", statement)).scalars())

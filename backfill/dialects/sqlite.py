@@ -115,7 +115,7 @@ class SQLite(Dialect):
         # A column holds whatever was stored; only the raw value orders as the index does.
         return column.type if isinstance(column.type, (sa.Integer, sa.String)) else _Raw()
 
-    def key_above(self, columns: Any, operands: Any, *, inclusive: bool) -> Any:
+    def key_above(self, columns: Any, operands: Any, *, inclusive: bool = False) -> Any:
         if len(columns) == 1:
             return super().key_above(columns, operands, inclusive=inclusive)
         row, bound = sa.tuple_(*columns), sa.tuple_(*operands)
