@@ -141,7 +141,7 @@ def _enable_our_loggers() -> None:
 
 def _scrubbed(error: Exception, config: Config) -> str:
     """Return an error's text without the password of the configured URL."""
-    text = str(getattr(error, "orig", None) or error)
+    text = " ".join(str(getattr(error, "orig", None) or error).split())
     try:
         password = sa.make_url(config.get_main_option("sqlalchemy.url") or "").password
     except (sa.exc.ArgumentError, ValueError):

@@ -36,12 +36,19 @@ CAPABILITIES: Mapping[str, str] = {
     "transactional_ddl": "A revision that fails leaves none of its changes behind.",
     "schemas": "One database has several schemas.",
     "native_uuid": "UUIDs have a column type of their own.",
+    "zoned_times": "Timestamps with a time zone have a column type of their own.",
+    "arrays": "A column can hold an array.",
+    "colon_casts": "`x::text` is a cast.",
+    "plain_engines": "A table can have an engine without transactions.",
+    "exact_numbers": "A NUMERIC keeps all its digits.",
 }
 
 CAPABILITIES_OF: Mapping[str, frozenset[str]] = {
     "sqlite": frozenset(),
-    "postgresql": frozenset(CAPABILITIES),
-    "mariadb": frozenset({"server", "row_locks", "idle_timeout", "native_uuid"}),
+    "postgresql": frozenset(CAPABILITIES) - {"plain_engines"},
+    "mariadb": frozenset(
+        {"server", "row_locks", "idle_timeout", "native_uuid", "plain_engines", "exact_numbers"}
+    ),
 }
 
 START_SECONDS = 60
