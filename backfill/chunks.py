@@ -208,9 +208,10 @@ class Walk:
             self._stride = 0
 
     def _rows(self, result: sa.CursorResult[Any]) -> tuple[PageRow, ...]:
+        rows = result.all()
         if self._reader is None:
-            return tuple(PageRow(tuple(row)) for row in result)
-        return tuple(map(self._reader.page_row, result))
+            return tuple(PageRow(tuple(row)) for row in rows)
+        return tuple(map(self._reader.page_row, rows))
 
     def bounded(
         self, connection: sa.Connection, after: KeyValues, upper: KeyValues, stride: int

@@ -131,6 +131,8 @@ class RowsWriter(Writer):
     def _checked(self, output: Any) -> Mapping[str, Any] | None:
         if output is None:
             return None
+        if type(output) is dict and self._allowed.issuperset(output):
+            return output
         if not isinstance(output, Mapping):
             raise DeclarationError(
                 f"{self.declaration.name}: transform must return a mapping of columns to values,"
