@@ -13,7 +13,6 @@ from functools import cached_property, wraps
 from typing import TYPE_CHECKING, Any
 
 import click
-from alembic.util import CommandError
 from sqlalchemy.exc import SQLAlchemyError
 
 from backfill import __version__, overview, quarantine, scaffold, settings
@@ -108,8 +107,6 @@ def _command(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **kwargs)
         except BackfillError as error:
             raise _Failure(str(error)) from error
-        except CommandError as error:
-            raise _Failure(f"Alembic: {error}") from error
         except SQLAlchemyError as error:
             raise _Failure(f"The database: {_database_error(error)}.") from error
 
@@ -306,7 +303,11 @@ def run(
                 break
     finally:
         report.close()
-    sys.exit(next(code for code in _WORST_FIRST if code in codes))
+    sys.exit(_worst(codes))
+
+
+def _worst(codes: Sequence[int]) -> int:
+    return next(code for code in _WORST_FIRST if code in codes)
 
 
 def _due(context: Context, names: Sequence[str]) -> list[Declared]:
@@ -420,9 +421,7 @@ def _move(context: Context, name: str, wanted: Status) -> None:
 def failures(context: Context, names: tuple[str, ...], retry: bool, as_json: bool) -> None:
     """Show quarantined rows; with --retry try them again."""
     chosen = context.named(names)
-    if retry:
-        for one in chosen:
-            _retry(context, one)
+    codes = [EXIT_COMPLETE] + ([_retry(context, one) for one in chosen] if retry else [])
     document = overview.failures(chosen, context.store)
     if as_json:
         _print_json(document)
@@ -433,20 +432,25 @@ def failures(context: Context, names: tuple[str, ...], retry: bool, as_json: boo
         )
         if not document:
             click.echo("No row is quarantined.")
-    if retry and document:
-        sys.exit(EXIT_QUARANTINED)
+    sys.exit(_worst(codes))
 
 
-def _retry(context: Context, one: Declared) -> None:
+def _retry(context: Context, one: Declared) -> int:
+    """Try a backfill's quarantined rows again; the exit code, of the finished run if it is one."""
     found = context.store.current(one.name) if context.store.exists() else None
     if found is None or not context.store.failures(found):
-        return
+        return EXIT_COMPLETE
     target, how = context.target(one), context.settings(one, {})
     resolved, left = quarantine.retry(target, context.store, found, how)
     click.echo(f"{one.name}: {resolved:,} rows written, {left:,} stay in quarantine", err=True)
-    if not left and all(r.finished for r in context.store.ranges(found)):
-        result = Runner(target, context.store, how, Budget(), LogReporter(_quiet)).run()
-        click.echo(f"{one.name}: {result.text}", err=True)
+    if left:
+        return EXIT_QUARANTINED
+    if not all(r.finished for r in context.store.ranges(found)):
+        return EXIT_COMPLETE
+    runner = Runner(target, context.store, how, Budget(), LogReporter(_quiet))
+    result = runner.run(accept_change=True)  # to retry is to accept the class as it is now
+    click.echo(f"{one.name}: {result.text}", err=True)
+    return _EXITS[result.outcome]
 
 
 def _quiet(_line: str) -> None:

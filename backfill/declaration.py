@@ -97,6 +97,7 @@ class Backfill:
             return
         if "name" not in cls.__dict__:
             cls.name = _snake_case(cls.__name__)
+        _refuse_misspelt(cls)
         cls.table = _table_name(cls)
         cls.level = _level(cls)
         _check(cls)
@@ -198,7 +199,6 @@ def _level(cls: type[Backfill]) -> Level:
 def _check(cls: type[Backfill]) -> None:
     if not isinstance(cls.name, str) or not re.fullmatch(r"[\w.-]{1,200}", cls.name):
         raise _wrong(cls, "`name` must be up to 200 letters, digits, `_`, `.` or `-`.")
-    _refuse_misspelt(cls)
     for attribute in ("reads", "writes"):
         if not _are_names(getattr(cls, attribute)):
             raise _wrong(cls, f'`{attribute}` must be a list of column names, like ["first"].')

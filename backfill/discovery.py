@@ -6,6 +6,7 @@ import difflib
 import importlib.util
 import inspect
 import sys
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +14,18 @@ from typing import TYPE_CHECKING, Any
 from alembic.util import CommandError
 
 from backfill.declaration import Backfill
-from backfill.errors import BackfillError, DeclarationError, UnknownBackfill
+from backfill.errors import (
+    BackfillError,
+    ConfigurationError,
+    DeclarationError,
+    UnknownBackfill,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from types import ModuleType
 
-    from alembic.script import ScriptDirectory
+    from alembic.script import Script, ScriptDirectory
 
 FOLDER = "backfills"
 
@@ -43,10 +49,11 @@ def discover(script: ScriptDirectory, applied: frozenset[str]) -> list[Declared]
 
     Raises DeclarationError for a class that is wrong, an unknown revision, or one name twice.
     """
-    order = _revision_order(script)
+    revisions = _revisions(script)
+    order = {revision.revision: i for i, revision in enumerate(revisions)}
     found = [
         _declared(declaration, revision, path, script, applied)
-        for declaration, revision, path in (*_in_revisions(script), *_in_folders(script))
+        for declaration, revision, path in (*_in_revisions(revisions), *_in_folders(script))
     ]
     _refuse_same_names(found)
     return sorted(found, key=lambda declared: order[declared.revision])
@@ -65,17 +72,30 @@ def named(declared: Sequence[Declared], names: Iterable[str]) -> list[Declared]:
     return [one for one in declared if not wanted or one.name in wanted]
 
 
-def _revision_order(script: ScriptDirectory) -> dict[str, int]:
-    revisions = [revision.revision for revision in script.walk_revisions()]
-    return {revision: i for i, revision in enumerate(reversed(revisions))}
+def _revisions(script: ScriptDirectory) -> list[Script]:
+    """Return all revisions, first ones first."""
+    try:
+        return list(script.walk_revisions())[::-1]
+    except BackfillError as error:
+        raise DeclarationError(f"{_innermost_file(error, script)}: {error}") from error
+    except CommandError as error:
+        raise ConfigurationError(f"Alembic cannot read {script.versions}: {error}") from error
 
 
-def _in_revisions(
-    script: ScriptDirectory,
-) -> list[tuple[type[Backfill], str | None, Path]]:
+def _innermost_file(error: BaseException, script: ScriptDirectory) -> str:
+    """Return the revision file in which an error was raised."""
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    ours = Path(__file__).parent
+    return next(
+        (f for f in reversed(files) if f.endswith(".py") and Path(f).parent != ours),
+        str(script.versions),
+    )
+
+
+def _in_revisions(revisions: Sequence[Script]) -> list[tuple[type[Backfill], str | None, Path]]:
     return [
         (declaration, revision.revision, Path(revision.path))
-        for revision in script.walk_revisions()
+        for revision in revisions
         for declaration in _classes(revision.module)
     ]
 
@@ -101,7 +121,7 @@ def _load(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except BackfillError as error:
         raise DeclarationError(f"{path}: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise DeclarationError(
             f"{path} cannot be imported: {type(error).__name__}: {error}"
         ) from error

@@ -41,7 +41,13 @@ class Project:
         """Return every revision that the database has been through, across branches."""
         if not self.heads:
             return frozenset()
-        revisions = self.script.iterate_revisions(self.heads, "base")
+        try:
+            revisions = list(self.script.iterate_revisions(self.heads, "base"))
+        except CommandError as error:
+            raise ConfigurationError(
+                f"The database stands at {', '.join(self.heads)}, which {self.script.versions} does"
+                f" not know: {error}. Is this the code that was deployed?"
+            ) from error
         return frozenset(revision.revision for revision in revisions)
 
     @property

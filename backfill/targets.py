@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ from backfill.errors import DeclarationError
 from backfill.keys import Key
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from backfill.declaration import Backfill
     from backfill.dialects import Dialect
@@ -56,11 +58,14 @@ def bind(declaration: type[Backfill], dialect: Dialect, connection: sa.Connectio
 
     Raises DeclarationError, with what to do, for anything that does not fit.
     """
-    table = _reflect(declaration, dialect, connection)
+    with warnings.catch_warnings():
+        # Types and indexes that SQLAlchemy does not know are none of this backfill's business.
+        warnings.simplefilter("ignore", sa.exc.SAWarning)
+        table = _reflect(declaration, dialect, connection)
+        key = _key(declaration, dialect, connection, table)
     problem = dialect.unfit_table(connection, table)
     if problem:
         raise DeclarationError(f"{declaration.name}: table {table.fullname!r} {problem}")
-    key = _key(declaration, dialect, connection, table)
     where = declaration.where
     pending = None if where is None else _condition(where, declaration, table)
     assignments = _assignments(declaration, table) if declaration.level is Level.SET else {}
@@ -77,7 +82,7 @@ def _reflect(declaration: type[Backfill], dialect: Dialect, connection: sa.Conne
     name, schema = declaration.table, declaration.schema
     if schema is None and "." in name and not inspector.has_table(name):
         schema, name = name.rsplit(".", 1)
-    if not inspector.has_table(name, schema):
+    if not _exists(inspector, dialect, name, schema):
         raise DeclarationError(
             f"{declaration.name}: there is no table {declaration.table!r}"
             f"{_close(name, inspector.get_table_names(schema) if _has(inspector, schema) else [])}"
@@ -88,6 +93,16 @@ def _reflect(declaration: type[Backfill], dialect: Dialect, connection: sa.Conne
     )
     dialect.complete_reflection(connection, table)
     return table
+
+
+def _exists(inspector: sa.Inspector, dialect: Dialect, name: str, schema: str | None) -> bool:
+    """Whether there is such a table, as far as this user may see."""
+    try:
+        return inspector.has_table(name, schema)
+    except sa.exc.DBAPIError as error:
+        if dialect.error_kind(error) in (ErrorKind.RIGHTS, ErrorKind.SCHEMA):
+            return False
+        raise
 
 
 def _has(inspector: sa.Inspector, schema: str | None) -> bool:
@@ -143,7 +158,10 @@ def _key_names(declaration: type[Backfill], table: sa.Table) -> list[str]:
                 ' unique, not-null columns: `key = ["account", "number"]`.'
             )
         return names
-    return [declaration.key] if isinstance(declaration.key, str) else list(declaration.key)
+    names = [declaration.key] if isinstance(declaration.key, str) else list(declaration.key)
+    if len(set(names)) < len(names):
+        raise DeclarationError(f"{declaration.name}: `key` names a column twice.")
+    return names
 
 
 def _is_rowid(dialect: Dialect, table: sa.Table, column: sa.Column[Any]) -> bool:
@@ -161,12 +179,13 @@ def _is_unique(connection: sa.Connection, table: sa.Table, names: set[str]) -> b
     if any(set(constraint["column_names"]) == names for constraint in constraints):
         return True
     return any(
-        index["unique"]
-        and set(index["column_names"]) == names
-        and not index.get("dialect_options", {}).get("postgresql_where")
-        and not index.get("dialect_options", {}).get("sqlite_where")
+        index["unique"] and set(index["column_names"]) == names and not _is_partial(index)
         for index in inspector.get_indexes(table.name, table.schema)
     )
+
+
+def _is_partial(index: Any) -> bool:
+    return any(name.endswith("_where") for name in index.get("dialect_options", {}))
 
 
 # -- SQL -------------------------------------------------------------------------------
@@ -213,6 +232,11 @@ def _assignments(declaration: type[Backfill], table: sa.Table) -> dict[str, sa.C
     values = declaration.values
     if callable(values):
         values = declaration().values(table)
+        if not isinstance(values, Mapping) or not values:
+            raise DeclarationError(
+                f"{declaration.name}: `values` must return a mapping of columns to SQL; it returned"
+                f" {'an empty one' if values == {} else type(values).__name__}."
+            )
     found = {}
     for name, given in values.items():
         if isinstance(given, str):
@@ -251,6 +275,10 @@ def _check_columns(target: Target) -> None:
                 f"{declaration.name}: {name!r} belongs to the key, and a row whose key changes is"
                 " missed or done twice. Name other columns in `key`, or use `apply`."
             )
+        if column.identity is not None and column.identity.always:
+            raise DeclarationError(
+                f"{declaration.name}: {name!r} is GENERATED ALWAYS and cannot be written."
+            )
         if column.computed is not None:
             raise DeclarationError(
                 f"{declaration.name}: {name!r} is computed by the database and cannot be written."
@@ -272,10 +300,14 @@ def _check_order(target: Target) -> None:
         written.append(name)
 
 
+_NO_ROW: sa.ColumnElement[bool] = sa.literal_column("1 = 0")
+"""SQLAlchemy would shorten sa.false() AND anything to false, and nothing would be checked."""
+
+
 def _check_sql(target: Target, connection: sa.Connection) -> None:
     """Let the database parse the SQL, on no rows."""
     everything = [*target.assignments.values(), sa.literal(1)]
-    statement = sa.select(*everything).select_from(target.table).where(sa.false())
+    statement = sa.select(*everything).select_from(target.table).where(_NO_ROW)
     if target.pending is not None:
         statement = statement.where(target.pending)
     try:
