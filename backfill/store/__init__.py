@@ -1,0 +1,290 @@
+"""The only SQL on our own tables.
+
+A method of Store is one short transaction, except those that take a connection: they belong
+to a chunk's transaction. The modules beside this one hold the SQL, a table each.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from backfill.dialects import ErrorKind, Limits
+from backfill.errors import LeaseLost, StateError
+from backfill.runs import Failure, KeyRange, Lease, Run, Status, check_transition
+from backfill.store import quarantine, ranges, runs
+from backfill.store.runs import current, exists
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from backfill.dialects import Dialect
+    from backfill.keys import KeyValues
+
+__all__ = ["Store", "current", "exists"]
+
+logger = logging.getLogger(__name__)
+
+_LIMITS = Limits(lock_timeout=10, statement_timeout=30, idle_timeout=10, label="backfill: state")
+"""Waiting here holds nothing that the application wants."""
+_CREATE_TRIES = 5
+_CLAIMABLE = (Status.PENDING, Status.RUNNING, Status.FAILED)
+
+
+class Store:
+    """Runs, ranges, leases, failures and events of one database."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
+
+    @contextmanager
+    def transaction(self, *, write: bool = True) -> Iterator[sa.Connection]:
+        """Run one transaction on a connection of its own."""
+        with (
+            self._dialect.open(_LIMITS) as connection,
+            self._dialect.transaction(connection, _LIMITS, write=write),
+        ):
+            yield connection
+
+    def exists(self) -> bool:
+        """Whether the tables are there. Raises StateError if they are a newer version's."""
+        with self.transaction(write=False) as connection:
+            return exists(connection)
+
+    def ensure(self) -> None:
+        """Create the tables where they are missing; several runners may do so at once."""
+        for attempt in range(_CREATE_TRIES):
+            if self.exists():
+                return
+            try:
+                with self.transaction() as connection:
+                    runs.create_tables(connection)
+                return
+            except sa.exc.DBAPIError as error:
+                if self._dialect.error_kind(error) is ErrorKind.RIGHTS:
+                    raise StateError(
+                        "This user may not create the tables backfill_*. Let a user with CREATE on"
+                        " the schema run once, or GRANT CREATE to this one."
+                    ) from error
+                if attempt == _CREATE_TRIES - 1:
+                    raise
+                logger.debug("another runner creates the tables", exc_info=True)
+                time.sleep(0.1 * (attempt + 1))
+
+    # -- runs --------------------------------------------------------------------------
+
+    def current(self, name: str) -> Run | None:
+        """Return a backfill's latest run."""
+        with self.transaction(write=False) as connection:
+            return current(connection, name)
+
+    def create(
+        self,
+        name: str,
+        *,
+        number: int,
+        revision: str,
+        fingerprint: str,
+        settings: Mapping[str, Any],
+        rows_estimated: int | None,
+        horizon: str | None,
+        bounds: Sequence[tuple[KeyValues, KeyValues]],
+    ) -> Run:
+        """Record a new run with its key ranges; the one that another runner just made, if so."""
+        try:
+            with self.transaction() as connection:
+                run_id = runs.insert(
+                    connection,
+                    self._dialect,
+                    name=name,
+                    number=number,
+                    revision=revision,
+                    fingerprint=fingerprint,
+                    settings=settings,
+                    rows_estimated=rows_estimated,
+                    horizon=horizon,
+                )
+                ranges.insert(connection, self._dialect, run_id, 1, bounds)
+                self._note(connection, name, run_id, "created", f"{len(bounds)} key ranges")
+        except sa.exc.IntegrityError:
+            logger.debug("another runner created this run first", exc_info=True)
+        run = self.current(name)
+        assert run is not None
+        return run
+
+    def add_pass(self, run: Run, bounds: Sequence[tuple[KeyValues, KeyValues]]) -> None:
+        """Begin the run's next pass, unless another runner just did."""
+        with self.transaction() as connection:
+            if runs.next_pass(connection, self._dialect, run):
+                number = run.pass_number + 1
+                ranges.insert(connection, self._dialect, run.id, number, bounds)
+                self._note(connection, run.name, run.id, "swept again", f"{len(bounds)} ranges")
+
+    def move(self, name: str, wanted: Status, *, error: str | None = None) -> Run:
+        """Change the status of a backfill's latest run, as the state machine allows.
+
+        Pausing and cancelling also replace every lease's token: when this has returned, no
+        further chunk of any runner can commit. Raises InvalidTransition, or StateError if
+        there is no run.
+        """
+        with self.transaction() as connection:
+            run = current(connection, name, lock=self._dialect)
+            if run is None:
+                raise StateError(f"Backfill {name!r} has no run yet; start it with `backfill run`.")
+            check_transition(name, run.status, wanted)
+            runs.set_status(connection, self._dialect, run, wanted, error)
+            if wanted in (Status.PAUSED, Status.CANCELLED, Status.FAILED):
+                ranges.revoke(connection, run)
+        return replace(run, status=wanted, error=error)
+
+    def rest(self, run: Run) -> None:
+        """Make a running run pending again, unless another runner works on it."""
+        with self.transaction() as connection:
+            now = current(connection, run.name, lock=self._dialect)
+            if now is None or now.id != run.id or now.status is not Status.RUNNING:
+                return
+            found = ranges.of_pass(connection, self._dialect, now)
+            if not any(one.lease_is_live for one in found):
+                runs.set_status(connection, self._dialect, now, Status.PENDING, None)
+
+    def accept(self, run: Run, fingerprint: str) -> None:
+        """Let the run go on with a declaration that changed."""
+        with self.transaction() as connection:
+            runs.set_fingerprint(connection, run, fingerprint)
+            self._note(connection, run.name, run.id, "declaration changed", "accepted")
+
+    def locked_status(self, connection: sa.Connection, run: Run) -> Status:
+        """Return a run's status, which nobody can change before the transaction ends."""
+        now = current(connection, run.name, lock=self._dialect)
+        return now.status if now is not None and now.id == run.id else Status.CANCELLED
+
+    # -- ranges and leases -----------------------------------------------------------
+
+    def ranges(self, run: Run) -> list[KeyRange]:
+        """Return the key ranges of the run's present pass, in key order."""
+        with self.transaction(write=False) as connection:
+            return ranges.of_pass(connection, self._dialect, run)
+
+    def split(
+        self, run: Run, found: KeyRange, bounds: Sequence[tuple[KeyValues, KeyValues]]
+    ) -> None:
+        """Cut what is left of a free range, if it still is as it was found, into these bounds."""
+        with self.transaction() as connection:
+            if ranges.cut(connection, found, bounds[0][1]):
+                ranges.insert(connection, self._dialect, run.id, run.pass_number, bounds[1:])
+                self._note(connection, run.name, run.id, "split", f"{len(bounds)} key ranges")
+
+    def claim(self, run: Run, found: KeyRange, token: str, lease_seconds: float) -> Lease | None:
+        """Claim a range as it was found, with a fresh token; None if somebody was faster.
+
+        The run's row is locked first: a pause that is being committed is waited for.
+        """
+        with self.transaction() as connection:
+            now = current(connection, run.name, lock=self._dialect)
+            if now is None or now.id != run.id or now.status not in _CLAIMABLE:
+                return None
+            lease = ranges.claim(connection, self._dialect, found, token, lease_seconds)
+            if lease is not None and now.status is not Status.RUNNING:
+                runs.set_status(connection, self._dialect, now, Status.RUNNING, None)
+            return lease
+
+    def claim_again(self, lease: Lease, lease_seconds: float, tried: list[str]) -> Lease:
+        """Take our own lease with a fresh token and adopt the cursor that is stored.
+
+        Waits for a transaction of ours that may still be alive on the server; whatever is
+        stored afterwards is the truth. `tried` collects the tokens of attempts whose outcome
+        is unknown too. Raises LeaseLost if the lease is no longer ours.
+        """
+        ours = [lease.token, *tried]
+        token = secrets.token_hex(16)
+        tried.append(token)
+        with self.transaction() as connection:
+            again = ranges.claim_again(connection, self._dialect, lease, ours, token, lease_seconds)
+            if again is None:
+                raise LeaseLost(lease.range_id)
+            return again
+
+    def renew(self, lease: Lease, lease_seconds: float, throttled: str | None = None) -> None:
+        """Keep a lease while nothing is committed, and say why. Raises LeaseLost."""
+        with self.transaction() as connection:
+            if not ranges.renew(connection, self._dialect, lease, lease_seconds, throttled):
+                raise LeaseLost(lease.range_id)
+
+    def release(self, lease: Lease) -> None:
+        """Give a lease back; nothing happens if it is no longer ours."""
+        with self.transaction() as connection:
+            ranges.release(connection, lease)
+
+    def checkpoint(
+        self,
+        connection: sa.Connection,
+        lease: Lease,
+        *,
+        upto: KeyValues,
+        scanned: int,
+        changed: int,
+        finished: bool,
+        rows_per_second: float,
+        size: int,
+        lease_seconds: float,
+        failures: Sequence[Failure] = (),
+    ) -> Lease:
+        """Move the cursor inside the chunk's transaction, and return the lease as it is then.
+
+        Raises LeaseLost if token or cursor are not those we know: roll back.
+        """
+        if failures:
+            quarantine.insert(connection, self._dialect, lease.run_id, failures)
+        if not ranges.checkpoint(
+            connection,
+            self._dialect,
+            lease,
+            lease_seconds,
+            upto=upto,
+            scanned=scanned,
+            changed=changed,
+            finished=finished,
+            rows_per_second=rows_per_second,
+            size=size,
+        ):
+            raise LeaseLost(lease.range_id)
+        return replace(lease, cursor=upto, finished=finished, size=size)
+
+    # -- failures and totals -----------------------------------------------------------
+
+    def failures(self, run: Run) -> list[Failure]:
+        """Return the run's quarantined rows."""
+        with self.transaction(write=False) as connection:
+            return quarantine.of_run(connection, run)
+
+    def resolve(self, connection: sa.Connection, run: Run, failure: Failure, changed: int) -> None:
+        """Take a row out of quarantine, in the transaction that wrote it. LeaseLost: done."""
+        if not quarantine.delete(connection, failure):
+            raise LeaseLost(failure.id or 0)
+        ranges.add_changed(connection, run, changed)
+
+    def failed_again(self, failure: Failure, error: str) -> None:
+        """Count another attempt at a quarantined row."""
+        with self.transaction() as connection:
+            quarantine.failed_again(connection, self._dialect, failure, error)
+
+    def totals(self, run: Run) -> tuple[int, int]:
+        """Return rows changed in all passes, and the number of quarantined rows."""
+        with self.transaction(write=False) as connection:
+            return ranges.changed(connection, run), quarantine.count(connection, run)
+
+    def changed_in_pass(self, run: Run, pass_number: int) -> int:
+        """Return the rows that one pass changed."""
+        with self.transaction(write=False) as connection:
+            return ranges.changed(connection, run, pass_number)
+
+    def _note(
+        self, connection: sa.Connection, name: str, run_id: int, what: str, details: str
+    ) -> None:
+        runs.note(connection, self._dialect, name, run_id, what, details)

@@ -1,0 +1,152 @@
+"""SQL on `backfill_run`, `backfill_event` and `backfill_schema`, in the caller's transaction."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import socket
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from backfill import tables
+from backfill.errors import StateError
+from backfill.runs import Run, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from backfill.dialects import Dialect
+
+_run, _event = tables.run, tables.event
+
+
+def exists(connection: sa.Connection) -> bool:
+    """Whether the tables are there. Raises StateError if they are a newer version's."""
+    if not sa.inspect(connection).has_table(tables.schema.name):
+        return False
+    version = connection.execute(sa.select(sa.func.max(tables.schema.c.version))).scalar()
+    if version is not None and version > tables.SCHEMA_VERSION:
+        raise StateError(
+            f"The tables backfill_* are of version {version}; this backfill knows"
+            f" {tables.SCHEMA_VERSION}. Install the newer backfill that made them."
+        )
+    return version is not None
+
+
+def create_tables(connection: sa.Connection) -> None:
+    """Create what is missing; the version comes last: where it is, everything is."""
+    others = [table for table in tables.metadata.sorted_tables if table is not tables.schema]
+    tables.metadata.create_all(connection, tables=others)
+    tables.schema.create(connection, checkfirst=True)
+    connection.execute(sa.insert(tables.schema).values(version=tables.SCHEMA_VERSION))
+
+
+def current(connection: sa.Connection, name: str, *, lock: Dialect | None = None) -> Run | None:
+    """Return a backfill's latest run; with `lock`, keep others from changing its status."""
+    statement = sa.select(_run).where(_run.c.name == name).order_by(_run.c.number.desc()).limit(1)
+    if lock is not None and lock.row_locks:
+        statement = statement.with_for_update(key_share=True)
+    row = connection.execute(statement).first()
+    return None if row is None else _to_run(row)
+
+
+def insert(
+    connection: sa.Connection,
+    dialect: Dialect,
+    *,
+    name: str,
+    number: int,
+    revision: str,
+    fingerprint: str,
+    settings: Mapping[str, Any],
+    rows_estimated: int | None,
+    horizon: str | None,
+) -> int:
+    """Add a pending run; its id. IntegrityError: another runner added this number first."""
+    result = connection.execute(
+        sa.insert(_run).values(
+            name=name,
+            number=number,
+            revision=revision,
+            fingerprint=fingerprint,
+            status=Status.PENDING.value,
+            pass_number=1,
+            settings=json.dumps(settings),
+            rows_estimated=rows_estimated,
+            horizon=horizon,
+            created_at=dialect.now(),
+            updated_at=dialect.now(),
+        )
+    )
+    assert result.inserted_primary_key is not None
+    return int(result.inserted_primary_key[0])
+
+
+def set_status(
+    connection: sa.Connection, dialect: Dialect, run: Run, wanted: Status, error: str | None
+) -> None:
+    """Write a status that the state machine was asked about, and note who did it."""
+    now = dialect.now()
+    over = {"finished_at": now} if wanted in (Status.SUCCEEDED, Status.CANCELLED) else {}
+    connection.execute(
+        sa.update(_run)
+        .where(_run.c.id == run.id)
+        .values(status=wanted.value, error=error, updated_at=now, **over)
+    )
+    note(connection, dialect, run.name, run.id, wanted.value, error or "")
+
+
+def set_fingerprint(connection: sa.Connection, run: Run, fingerprint: str) -> None:
+    """Bind the run to another state of its declaration."""
+    connection.execute(sa.update(_run).where(_run.c.id == run.id).values(fingerprint=fingerprint))
+
+
+def next_pass(connection: sa.Connection, dialect: Dialect, run: Run) -> bool:
+    """Count the pass up, unless another runner just did."""
+    advanced = connection.execute(
+        sa.update(_run)
+        .where(_run.c.id == run.id, _run.c.pass_number == run.pass_number)
+        .values(pass_number=run.pass_number + 1, updated_at=dialect.now())
+    )
+    return advanced.rowcount == 1
+
+
+def note(
+    connection: sa.Connection, dialect: Dialect, name: str, run_id: int, what: str, details: str
+) -> None:
+    """Add to the audit: who did what when."""
+    connection.execute(
+        sa.insert(_event).values(
+            name=name,
+            run_id=run_id,
+            happened_at=dialect.now(),
+            what=what,
+            who=_who(),
+            details=details,
+        )
+    )
+
+
+def _who() -> str:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        user = "unknown"  # a container whose user id has no name
+    return f"{user}@{socket.gethostname()}"[:255]
+
+
+def _to_run(row: Any) -> Run:
+    return Run(
+        id=row.id,
+        name=row.name,
+        number=row.number,
+        revision=row.revision,
+        fingerprint=row.fingerprint,
+        status=Status(row.status),
+        pass_number=row.pass_number,
+        rows_estimated=row.rows_estimated,
+        horizon=row.horizon,
+        error=row.error,
+        updated_at=row.updated_at,
+    )
