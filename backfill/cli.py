@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, wraps
 from typing import TYPE_CHECKING, Any
@@ -15,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import click
 from sqlalchemy.exc import SQLAlchemyError
 
-from backfill import __version__, overview, quarantine, scaffold, settings
+from backfill import __version__, overview, presentation, quarantine, scaffold, settings
 from backfill.dialects import dialect_for
 from backfill.discovery import Declared, discover, named
 from backfill.errors import BackfillError, StateError
-from backfill.planner import Plan, make_plan
+from backfill.planner import make_plan
 from backfill.project import Project, load
-from backfill.reporters import JsonReporter, LogReporter, TerminalReporter, duration
+from backfill.reporters import Forgiving, JsonReporter, LogReporter, TerminalReporter
 from backfill.runner import Outcome, Runner
 from backfill.runs import Status
 from backfill.store import Store
@@ -29,7 +30,7 @@ from backfill.targets import bind
 from backfill.workers import Budget
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from backfill.dialects import Dialect
     from backfill.reporters import Reporter
@@ -175,7 +176,7 @@ def list_(context: Context, as_json: bool) -> None:
         return
     if not document:
         click.echo("No backfill is declared. Write one: backfill new NAME --revision REV --table T")
-    _table(
+    rows = presentation.table(
         ("name", "revision", "", "status", "description"),
         [
             (
@@ -188,6 +189,7 @@ def list_(context: Context, as_json: bool) -> None:
             for row in document
         ],
     )
+    _echo(rows)
 
 
 @cli.command()
@@ -216,7 +218,7 @@ def status(context: Context, names: tuple[str, ...], watch: bool, as_json: bool)
         else:
             if watch:
                 click.clear()
-            _show_status(document)
+            _echo(presentation.status(document))
         if not watch:
             return
         time.sleep(1)
@@ -292,7 +294,7 @@ def run(
         return
     budget = Budget(limit, max_seconds)
     _stop_on_signals(budget)
-    report = _reporter(as_json)
+    report = Forgiving(_reporter(as_json), lambda: _unheard(budget))
     codes = [EXIT_COMPLETE]
     try:
         for one in due:
@@ -358,6 +360,16 @@ def _reporter(as_json: bool) -> Reporter:
     if sys.stderr.isatty():
         return TerminalReporter()
     return LogReporter(lambda line: click.echo(line, err=True))
+
+
+def _unheard(budget: Budget) -> None:
+    """Stop after the chunk: whoever read our output has gone, as in `backfill run | head`."""
+    budget.ask_to_stop("nobody reads the output any more")
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+            continue
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _stop_on_signals(budget: Budget) -> None:
@@ -426,10 +438,11 @@ def failures(context: Context, names: tuple[str, ...], retry: bool, as_json: boo
     if as_json:
         _print_json(document)
     else:
-        _table(
+        rows = presentation.table(
             ("name", "key", "attempts", "error"),
             [(r["name"], json.dumps(r["key"]), str(r["attempts"]), r["error"]) for r in document],
         )
+        _echo(rows)
         if not document:
             click.echo("No row is quarantined.")
     sys.exit(_worst(codes))
@@ -457,47 +470,13 @@ def _quiet(_line: str) -> None:
     """The result is told in one line of its own."""
 
 
-# -- how things look -------------------------------------------------------------------------
-
-
 def _print_json(document: Any) -> None:
     click.echo(json.dumps(document, indent=2))
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    if not rows:
-        return
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    for row in (head, *rows):
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        click.echo("  ".join(cells).rstrip())
-
-
-def _show_status(document: list[dict[str, Any]]) -> None:
-    for row in document:
-        click.echo(f"{row['name']} (revision {row['revision']}): {row['status']}")
-        for line in _status_lines(row):
-            click.echo(f"  {line}")
-
-
-def _status_lines(row: dict[str, Any]) -> Iterator[str]:
-    estimated = row["rows_estimated"]
-    about = f" of about {estimated:,}" if estimated is not None else ""
-    if row["ranges"]:
-        yield f"{row['rows_scanned']:,}{about} rows scanned, {row['rows_changed']:,} changed"
-    if row["rows_per_second"]:
-        left = row["seconds_left"]
-        tail = f", about {duration(left)} left" if left is not None else ""
-        yield f"{row['rows_per_second']:,.0f} rows/s{tail}"
-    if row["throttled"]:
-        yield f"waits: {row['throttled']}"
-    if row["failures"]:
-        yield f"{row['failures']:,} rows quarantined: see `backfill failures {row['name']}`"
-    if row["error"]:
-        yield f"error: {row['error']}"
-    for owner in sorted({r["owner"] for r in row["ranges"] if r["owner"]}):
-        held = sum(r["owner"] == owner for r in row["ranges"])
-        yield f"{held} of {len(row['ranges'])} key ranges leased by {owner}"
+def _echo(lines: Iterable[str]) -> None:
+    for line in lines:
+        click.echo(line)
 
 
 def _show_plans(
@@ -512,32 +491,10 @@ def _show_plans(
         _print_json([asdict(found) for found in plans])
         return
     for found in plans:
-        _show_plan(found)
+        _echo(presentation.plan(found))
     for one in chosen:
         if not one.is_applied:
             click.echo(f"{one.name}: waits for revision {one.revision}; no plan before it")
-
-
-def _show_plan(found: Plan) -> None:
-    estimated = found.rows_estimated
-    rows = "an unknown number of" if estimated is None else f"about {estimated:,}"
-    click.echo(f"{found.name} (revision {found.revision}), {found.level}")
-    click.echo(f"  table      {found.table}, {rows} rows, walked by {', '.join(found.key)}")
-    if found.pending_share is not None:
-        click.echo(f"  pending    {found.pending_share:.1%} of the rows sampled")
-    for statement in found.statements:
-        click.echo(f"  SQL        {statement}")
-    for line in found.walk_plan:
-        click.echo(f"  walk plan  {line}")
-    if found.chunk_rows:
-        click.echo(
-            f"  first try  {found.chunk_rows:,} rows in {found.chunk_seconds * 1000:.0f} ms,"
-            " rolled back"
-        )
-    if found.seconds_estimated is not None:
-        click.echo(f"  estimate   {duration(found.seconds_estimated)} at that speed, one worker")
-    for warning in found.warnings:
-        click.echo(f"  warning    {warning}")
 
 
 def main() -> None:

@@ -153,6 +153,28 @@ class TerminalReporter:
         self._close_bars()
 
 
+class Forgiving:
+    """Passes events on until nobody reads them any more, and says so once."""
+
+    def __init__(self, reporter: Reporter, on_lost: Callable[[], None]) -> None:
+        self._reporter = reporter
+        self._on_lost = on_lost
+        self._is_lost = False
+
+    def __call__(self, event: Event) -> None:
+        if self._is_lost:
+            return
+        try:
+            self._reporter(event)
+        except OSError:
+            self._is_lost = True
+            self._on_lost()
+
+    def close(self) -> None:
+        if not self._is_lost:
+            self._reporter.close()
+
+
 class Progress:
     """How far a run is, and how fast: over the last half minute of chunks."""
 

@@ -1,0 +1,71 @@
+"""How documents and plans look on a screen, line by line."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from backfill.reporters import duration
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from backfill.planner import Plan
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Give rows in columns under a head; nothing without rows."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    for row in (head, *rows) if rows else ():
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        yield "  ".join(cells).rstrip()
+
+
+def status(document: list[dict[str, Any]]) -> Iterator[str]:
+    """Give the document of `status` as a person wants to read it."""
+    for row in document:
+        yield f"{row['name']} (revision {row['revision']}): {row['status']}"
+        for line in _status_lines(row):
+            yield f"  {line}"
+
+
+def _status_lines(row: dict[str, Any]) -> Iterator[str]:
+    estimated = row["rows_estimated"]
+    about = f" of about {estimated:,}" if estimated is not None else ""
+    if row["ranges"]:
+        yield f"{row['rows_scanned']:,}{about} rows scanned, {row['rows_changed']:,} changed"
+    if row["rows_per_second"]:
+        left = row["seconds_left"]
+        tail = f", about {duration(left)} left" if left is not None else ""
+        yield f"{row['rows_per_second']:,.0f} rows/s{tail}"
+    if row["throttled"]:
+        yield f"waits: {row['throttled']}"
+    if row["failures"]:
+        yield f"{row['failures']:,} rows quarantined: see `backfill failures {row['name']}`"
+    if row["error"]:
+        yield f"error: {row['error']}"
+    for owner in sorted({r["owner"] for r in row["ranges"] if r["owner"]}):
+        held = sum(r["owner"] == owner for r in row["ranges"])
+        yield f"{held} of {len(row['ranges'])} key ranges leased by {owner}"
+
+
+def plan(found: Plan) -> Iterator[str]:
+    """Give a plan as a person wants to read it."""
+    estimated = found.rows_estimated
+    rows = "an unknown number of" if estimated is None else f"about {estimated:,}"
+    yield f"{found.name} (revision {found.revision}), {found.level}"
+    yield f"  table      {found.table}, {rows} rows, walked by {', '.join(found.key)}"
+    if found.pending_share is not None:
+        yield f"  pending    {found.pending_share:.1%} of the rows sampled"
+    for statement in found.statements:
+        yield f"  SQL        {statement}"
+    for line in found.walk_plan:
+        yield f"  walk plan  {line}"
+    if found.chunk_rows:
+        yield (
+            f"  first try  {found.chunk_rows:,} rows in {found.chunk_seconds * 1000:.0f} ms,"
+            " rolled back"
+        )
+    if found.seconds_estimated is not None:
+        yield f"  estimate   {duration(found.seconds_estimated)} at that speed, one worker"
+    for warning in found.warnings:
+        yield f"  warning    {warning}"
