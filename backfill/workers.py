@@ -188,7 +188,7 @@ class Worker:
         try:
             while self.retrying(self._claim):
                 self.walk_range()
-                self.store.release(self.lease)
+                self.retrying(self.store.release, self.lease)
         finally:
             self._let_go()
 
@@ -219,6 +219,8 @@ class Worker:
             }
             if not others or any(seen.get(i, mark) != mark for i, mark in now.items()):
                 return False  # what is left is in the hands of runners that are alive
+            if not seen:
+                self._say_waiting(others[0])
             seen = now
             self.budget.stop.wait(_WATCH_SECONDS)
 
@@ -237,6 +239,11 @@ class Worker:
     def _is_free(self, found: KeyRange) -> bool:
         """Whether nobody alive holds it; a claim of ours without an answer counts as nobody."""
         return is_free(found) or found.token in self._tokens
+
+    def _say_waiting(self, found: KeyRange) -> None:
+        owner = owners.shown(found.owner) if found.owner else "another runner"
+        seconds = self.settings.lease_seconds
+        self._say("waiting", f"waits for {owner} to go on, {seconds:g} s at most, then takes over")
 
     def _check_run(self) -> None:
         now = self.store.current(self.name)

@@ -38,13 +38,18 @@ CAPABILITIES: Mapping[str, str] = {
     "native_uuid": "UUIDs have a column type of their own.",
     "zoned_times": "Timestamps with a time zone have a column type of their own.",
     "arrays": "A column can hold an array.",
+    "nan": "A float can be infinite, or not a number.",
+    "custom_types": "Users can make types of their own.",
     "colon_casts": "`x::text` is a cast.",
     "plain_engines": "A table can have an engine without transactions.",
     "exact_numbers": "A NUMERIC keeps all its digits.",
+    "always_identity": "A column can be one that only the database numbers.",
+    "partial_indexes": "An index can leave rows out.",
+    "expression_indexes": "An index can hold an expression.",
 }
 
 CAPABILITIES_OF: Mapping[str, frozenset[str]] = {
-    "sqlite": frozenset(),
+    "sqlite": frozenset({"partial_indexes", "expression_indexes"}),
     "postgresql": frozenset(CAPABILITIES) - {"plain_engines"},
     "mariadb": frozenset(
         {"server", "row_locks", "idle_timeout", "native_uuid", "plain_engines", "exact_numbers"}
