@@ -1,0 +1,161 @@
+"""Settings: layers, names, values, and where a wrong one came from."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from backfill.errors import ConfigurationError
+from backfill.settings import (
+    NAMES,
+    Settings,
+    config_path,
+    from_environment,
+    from_pyproject,
+    resolve,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LAYERS = ("pyproject.toml", "alembic.ini", "The environment", "FillNames", "The command line")
+
+
+def test_defaults() -> None:
+    assert resolve() == Settings()
+
+
+@pytest.mark.parametrize("given", range(len(LAYERS)))
+def test_last_layer_that_says_something_wins(given: int) -> None:
+    layers = [(origin, {"workers": i + 2} if i <= given else {}) for i, origin in enumerate(LAYERS)]
+    assert resolve(*layers).workers == given + 2
+
+
+def test_layers_add_up() -> None:
+    found = resolve(("a", {"workers": 2}), ("b", {"lock_timeout": 0.5}), ("c", {"chunk_size": 10}))
+    assert found == replace(Settings(), workers=2, lock_timeout=0.5, chunk_size=10)
+
+
+def test_every_setting_can_be_set_as_text() -> None:
+    found = resolve(("The environment", dict.fromkeys(NAMES, "7")))
+    for field in fields(Settings):
+        value = getattr(found, field.name)
+        assert value == 7
+        assert type(value) is (float if isinstance(field.default, float) else int)
+
+
+def test_chunk_size_can_be_taken_back() -> None:
+    assert resolve(("a", {"chunk_size": 10}), ("b", {"chunk_size": None})).chunk_size is None
+
+
+@pytest.mark.parametrize("name", sorted(NAMES - {"chunk_size"}))
+def test_nothing_else_can_be_none(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=name):
+        resolve(("FillNames", {name: None}))
+
+
+@pytest.mark.parametrize("name", ["chunk_sise", "", "CHUNK_SIZE", "__class__"])
+def test_unknown_name_is_told_with_its_origin(name: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        resolve(("alembic.ini", {name: 1}))
+    text = str(refused.value)
+    assert text.startswith(f"alembic.ini has an unknown setting {name!r}")
+    assert all(known in text for known in NAMES)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("workers", "many"),
+        ("workers", ""),
+        ("workers", 0),
+        ("workers", "-1"),
+        ("workers", 2.7),
+        ("workers", "2.7"),
+        ("workers", True),
+        ("workers", [1]),
+        ("chunk_size", 0),
+        ("chunk_size", False),
+        ("max_failures", -1),
+        ("target_seconds", 0),
+        ("target_seconds", "soon"),
+        ("target_seconds", "5s"),
+        ("target_seconds", float("nan")),
+        ("target_seconds", "nan"),
+        ("statement_timeout", "inf"),
+        ("statement_timeout", float("inf")),
+        pytest.param("statement_timeout", 10**400, id="huge"),
+        ("lock_timeout", -0.1),
+        ("idle_timeout", {}),
+    ],
+)
+def test_impossible_value_is_told_with_its_origin(name: str, value: Any) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        resolve(("The environment", {name: value}))
+    assert str(refused.value).startswith(f"The environment sets {name} to {value!r}")
+
+
+@pytest.mark.parametrize(("name", "value"), [("max_failures", 0), ("lock_timeout", "0")])
+def test_zero_where_it_means_something(name: str, value: Any) -> None:
+    assert getattr(resolve(("a", {name: value})), name) == 0
+
+
+def test_message_does_not_forbid_a_zero_that_is_allowed() -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        resolve(("a", {"max_failures": -1}))
+    assert "above 0" not in str(refused.value)
+
+
+def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BACKFILL_CHUNK_SIZE", "250")
+    monkeypatch.setenv("BACKFILL_LOCK_TIMEOUT", "0.1")
+    monkeypatch.setenv("BACKFILL_TEST_PASSWORD", "none of ours")
+    assert from_environment() == {"chunk_size": "250", "lock_timeout": "0.1"}
+    assert resolve(("The environment", from_environment())).chunk_size == 250
+
+
+def test_environment_is_empty_by_default() -> None:
+    assert from_environment() == {}
+
+
+def test_environment_names_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ALEMBIC_CONFIG", raising=False)
+    assert config_path() is None
+    monkeypatch.setenv("ALEMBIC_CONFIG", "deploy/alembic.ini")
+    assert config_path() == "deploy/alembic.ini"
+
+
+def write(directory: Path, text: str) -> Path:
+    path = directory / "pyproject.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_pyproject(tmp_path: Path) -> None:
+    path = write(tmp_path, "[tool.backfill]\nchunk_size = 100\ntarget_seconds = 0.2\n")
+    assert from_pyproject(path) == {"chunk_size": 100, "target_seconds": 0.2}
+
+
+@pytest.mark.parametrize("text", ["", "[project]\nname = 'x'\n", "[tool.ruff]\n"])
+def test_pyproject_without_our_table(tmp_path: Path, text: str) -> None:
+    assert from_pyproject(write(tmp_path, text)) == {}
+
+
+def test_no_pyproject(tmp_path: Path) -> None:
+    assert from_pyproject(tmp_path / "pyproject.toml") == {}
+
+
+@pytest.mark.parametrize("text", ["[tool", "[tool]\nbackfill = 5\n", "tool = 5\n"])
+def test_broken_pyproject_is_named(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigurationError, match=r"pyproject\.toml"):
+        from_pyproject(path)
+
+
+def test_pyproject_in_another_encoding_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "pyproject.toml"
+    path.write_bytes("# für\n".encode("latin-1"))
+    with pytest.raises(ConfigurationError, match=r"pyproject\.toml"):
+        from_pyproject(path)
