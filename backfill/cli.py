@@ -26,7 +26,6 @@ from backfill.reporters import Forgiving, JsonReporter, LogReporter, TerminalRep
 from backfill.runner import Outcome, Runner
 from backfill.runs import Status
 from backfill.store import Store
-from backfill.targets import bind
 from backfill.workers import Budget
 
 if TYPE_CHECKING:
@@ -83,8 +82,8 @@ class Context:
         return named(self.declared, names)
 
     def target(self, one: Declared) -> Target:
-        with self.dialect.engine.connect() as connection:
-            return bind(one.declaration, self.dialect, connection)
+        with overview.looking_at(one.declaration, self.dialect) as (_, target, _):
+            return target
 
     def settings(self, one: Declared, options: dict[str, Any]) -> Settings:
         return settings.resolve(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     import sqlalchemy as sa
 
+    from backfill.declaration import Backfill
     from backfill.dialects import Dialect
     from backfill.discovery import Declared
     from backfill.keys import KeyValues
@@ -84,7 +85,7 @@ def verify(declared: Sequence[Declared], dialect: Dialect) -> Document:
     """
     document = []
     for one in declared:
-        with _looking_at(one, dialect) as (connection, target, reading):
+        with looking_at(one.declaration, dialect) as (connection, target, reading):
             if target.pending is not None:
                 pending: int | None = count_pending(connection, target, reading=reading)
             else:
@@ -101,7 +102,7 @@ def check(declared: Sequence[Declared], dialect: Dialect) -> Document:
         if not one.is_applied:
             continue
         try:
-            with _looking_at(one, dialect) as (connection, target, reading):
+            with looking_at(one.declaration, dialect) as (connection, target, reading):
                 reason = incomplete_reason(connection, target, reading=reading)
         except BackfillError as error:
             reason = str(error)
@@ -110,8 +111,8 @@ def check(declared: Sequence[Declared], dialect: Dialect) -> Document:
 
 
 @contextmanager
-def _looking_at(
-    one: Declared, dialect: Dialect
+def looking_at(
+    declaration: type[Backfill], dialect: Dialect
 ) -> Iterator[tuple[sa.Connection, Target, Callable[[], AbstractContextManager[Any]]]]:
     """Open a connection, bind the declaration, and give a wrapper for short reads."""
     with dialect.open(_READING) as connection:
@@ -120,7 +121,7 @@ def _looking_at(
             return dialect.transaction(connection, _READING, write=False)
 
         with reading():
-            target = bind(one.declaration, dialect, connection)
+            target = bind(declaration, dialect, connection)
         yield connection, target, reading
 
 
