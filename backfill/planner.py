@@ -57,12 +57,7 @@ class _RollBack(Exception):
 
 def make_plan(target: Target, settings: Settings) -> Plan:
     """Return the plan of a backfill; nothing that it writes is committed."""
-    limits = Limits(
-        settings.lock_timeout,
-        settings.statement_timeout,
-        settings.idle_timeout,
-        label=f"backfill: plan {target.declaration.name}",
-    )
+    limits = Limits.of(settings, label=f"backfill: plan {target.declaration.name}")
     return _Planner(target, settings, limits).plan()
 
 

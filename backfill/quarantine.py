@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from backfill.chunks import Chunk, Walk
@@ -30,12 +31,8 @@ def retry(target: Target, store: Store, run: Run, settings: Settings) -> tuple[i
 
     Raises InvalidTransition if the run is paused or cancelled: stopped means stopped.
     """
-    limits = Limits(
-        max(settings.lock_timeout, 1.0),
-        settings.statement_timeout,
-        settings.idle_timeout,
-        label=f"backfill: {run.name} failures",
-    )
+    patient = replace(settings, lock_timeout=max(settings.lock_timeout, 1.0))
+    limits = Limits.of(patient, label=f"backfill: {run.name} failures")
     resolved = 0
     found = store.failures(run)
     for failure in found:

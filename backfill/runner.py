@@ -26,7 +26,7 @@ from backfill.failures import describe
 from backfill.proof import incomplete_reason
 from backfill.ranges import cut_range, cut_table, is_free
 from backfill.reporters import Event
-from backfill.runs import Run, Status
+from backfill.runs import NewRun, Run, Status
 from backfill.workers import Stopped, Worker
 
 if TYPE_CHECKING:
@@ -83,12 +83,7 @@ class Runner:
         self.budget = budget
         self.report = report
         self.name = target.declaration.name
-        self.limits = Limits(
-            settings.lock_timeout,
-            settings.statement_timeout,
-            settings.idle_timeout,
-            label=f"backfill: {self.name}",
-        )
+        self.limits = Limits.of(settings, label=f"backfill: {self.name}")
 
     def run(self, *, accept_change: bool = False) -> Result:
         """Walk, sweep and prove, until no row is pending or somebody stops us."""
@@ -153,16 +148,16 @@ class Runner:
             estimate = self.target.dialect.row_estimate(connection, self.target.table)
             bounds = cut_table(connection, self.target, estimate, self.settings.workers)
             horizon = self.target.dialect.horizon(connection)
-        return self.store.create(
-            self.name,
+        new = NewRun(
+            name=self.name,
             number=number,
             revision=declaration.revision or "",
             fingerprint=fingerprint,
             settings=asdict(self.settings),
             rows_estimated=estimate,
             horizon=horizon,
-            bounds=bounds,
         )
+        return self.store.create(new, bounds)
 
     def _share(self, run: Run) -> None:
         """Cut free ranges of an interrupted run where there are fewer of them than workers."""

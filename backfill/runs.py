@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from backfill.errors import InvalidTransition
 
@@ -131,6 +131,32 @@ class Lease:
     upper: KeyValues
     finished: bool
     size: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class NewRun:
+    """What is recorded of a run when it begins."""
+
+    name: str
+    number: int
+    revision: str
+    fingerprint: str
+    settings: dict[str, Any]
+    rows_estimated: int | None
+    horizon: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What a chunk's transaction records of its range."""
+
+    upto: KeyValues
+    scanned: int
+    changed: int
+    finished: bool
+    rows_per_second: float
+    size: int
+    """Rows that the next chunk would take, for whoever goes on."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from backfill.errors import LeaseLost, RowsKeptChanging, RunFailed
 from backfill.failures import describe
 from backfill.ranges import is_free
 from backfill.reporters import Event
-from backfill.runs import Failure, Run, Status
+from backfill.runs import Checkpoint, Failure, Run, Status
 from backfill.sizing import Sizer
 from backfill.writers import Written, writer_for
 from backfill.writers.rows import RowsChanged, RowsWriter
@@ -324,17 +324,16 @@ class Worker:
         rate = chunk.scanned / max(now - self._committed, 1e-6)
         self._rate = rate if not self._rate else 0.8 * self._rate + 0.2 * rate
         self._committed = now
-        return self.store.checkpoint(
-            connection,
-            self.lease,
+        new = Checkpoint(
             upto=chunk.upto,
             scanned=chunk.scanned,
             changed=written.changed,
             finished=chunk.is_last,
             rows_per_second=self._rate,
             size=self.sizer.size,
-            lease_seconds=self.settings.lease_seconds,
-            failures=written.failures,
+        )
+        return self.store.checkpoint(
+            connection, self.lease, self.settings.lease_seconds, new, written.failures
         )
 
     def _after_commit(self, chunk: Chunk, written: Written, lease: Lease, started: float) -> int:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sqlalchemy.types import TypeEngine
 
     from backfill.keys import Key, KeyValues
+    from backfill.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,11 @@ class Limits:
     statement_timeout: float
     idle_timeout: float
     label: str = "backfill"
+
+    @classmethod
+    def of(cls, settings: Settings, label: str) -> Limits:
+        """Return the limits of a backfill's chunks."""
+        return cls(settings.lock_timeout, settings.statement_timeout, settings.idle_timeout, label)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,21 +11,22 @@ import secrets
 import time
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
 from backfill.dialects import ErrorKind, Limits
 from backfill.errors import LeaseLost, StateError
-from backfill.runs import Failure, KeyRange, Lease, Run, Status, check_transition
+from backfill.runs import Status, check_transition
 from backfill.store import quarantine, ranges, runs
 from backfill.store.runs import current, exists
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from backfill.dialects import Dialect
     from backfill.keys import KeyValues
+    from backfill.runs import Checkpoint, Failure, KeyRange, Lease, NewRun, Run
 
 __all__ = ["Store", "current", "exists"]
 
@@ -84,37 +85,16 @@ class Store:
         with self.transaction(write=False) as connection:
             return current(connection, name)
 
-    def create(
-        self,
-        name: str,
-        *,
-        number: int,
-        revision: str,
-        fingerprint: str,
-        settings: Mapping[str, Any],
-        rows_estimated: int | None,
-        horizon: str | None,
-        bounds: Sequence[tuple[KeyValues, KeyValues]],
-    ) -> Run:
+    def create(self, new: NewRun, bounds: Sequence[tuple[KeyValues, KeyValues]]) -> Run:
         """Record a new run with its key ranges; the one that another runner just made, if so."""
         try:
             with self.transaction() as connection:
-                run_id = runs.insert(
-                    connection,
-                    self._dialect,
-                    name=name,
-                    number=number,
-                    revision=revision,
-                    fingerprint=fingerprint,
-                    settings=settings,
-                    rows_estimated=rows_estimated,
-                    horizon=horizon,
-                )
+                run_id = runs.insert(connection, self._dialect, new)
                 ranges.insert(connection, self._dialect, run_id, 1, bounds)
-                self._note(connection, name, run_id, "created", f"{len(bounds)} key ranges")
+                self._note(connection, new.name, run_id, "created", f"{len(bounds)} key ranges")
         except sa.exc.IntegrityError:
             logger.debug("another runner created this run first", exc_info=True)
-        run = self.current(name)
+        run = self.current(new.name)
         assert run is not None
         return run
 
@@ -225,14 +205,8 @@ class Store:
         self,
         connection: sa.Connection,
         lease: Lease,
-        *,
-        upto: KeyValues,
-        scanned: int,
-        changed: int,
-        finished: bool,
-        rows_per_second: float,
-        size: int,
         lease_seconds: float,
+        new: Checkpoint,
         failures: Sequence[Failure] = (),
     ) -> Lease:
         """Move the cursor inside the chunk's transaction, and return the lease as it is then.
@@ -241,20 +215,9 @@ class Store:
         """
         if failures:
             quarantine.insert(connection, self._dialect, lease.run_id, failures)
-        if not ranges.checkpoint(
-            connection,
-            self._dialect,
-            lease,
-            lease_seconds,
-            upto=upto,
-            scanned=scanned,
-            changed=changed,
-            finished=finished,
-            rows_per_second=rows_per_second,
-            size=size,
-        ):
+        if not ranges.checkpoint(connection, self._dialect, lease, lease_seconds, new):
             raise LeaseLost(lease.range_id)
-        return replace(lease, cursor=upto, finished=finished, size=size)
+        return replace(lease, cursor=new.upto, finished=new.finished, size=new.size)
 
     # -- failures and totals -----------------------------------------------------------
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from backfill.dialects import Dialect
     from backfill.keys import KeyValues
-    from backfill.runs import Run
+    from backfill.runs import Checkpoint, Run
 
 _range = tables.key_range
 
@@ -139,17 +139,7 @@ def revoke(connection: sa.Connection, run: Run) -> None:
 
 
 def checkpoint(
-    connection: sa.Connection,
-    dialect: Dialect,
-    lease: Lease,
-    lease_seconds: float,
-    *,
-    upto: KeyValues,
-    scanned: int,
-    changed: int,
-    finished: bool,
-    rows_per_second: float,
-    size: int,
+    connection: sa.Connection, dialect: Dialect, lease: Lease, lease_seconds: float, new: Checkpoint
 ) -> bool:
     """Move the cursor, if token and cursor are those we know; False: roll back.
 
@@ -162,12 +152,12 @@ def checkpoint(
             "the_range": lease.range_id,
             "mine": lease.token,
             "after": keys.dumps(lease.cursor),
-            "upto": keys.dumps(upto),
-            "scanned": scanned,
-            "changed": changed,
-            "is_finished": finished,
-            "rate": rows_per_second,
-            "now_size": size,
+            "upto": keys.dumps(new.upto),
+            "scanned": new.scanned,
+            "changed": new.changed,
+            "is_finished": new.finished,
+            "rate": new.rows_per_second,
+            "now_size": new.size,
         },
     )
     return result.rowcount == 1

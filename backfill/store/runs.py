@@ -14,9 +14,8 @@ from backfill.errors import StateError
 from backfill.runs import Run, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from backfill.dialects import Dialect
+    from backfill.runs import NewRun
 
 _run, _event = tables.run, tables.event
 
@@ -51,30 +50,19 @@ def current(connection: sa.Connection, name: str, *, lock: Dialect | None = None
     return None if row is None else _to_run(row)
 
 
-def insert(
-    connection: sa.Connection,
-    dialect: Dialect,
-    *,
-    name: str,
-    number: int,
-    revision: str,
-    fingerprint: str,
-    settings: Mapping[str, Any],
-    rows_estimated: int | None,
-    horizon: str | None,
-) -> int:
+def insert(connection: sa.Connection, dialect: Dialect, new: NewRun) -> int:
     """Add a pending run; its id. IntegrityError: another runner added this number first."""
     result = connection.execute(
         sa.insert(_run).values(
-            name=name,
-            number=number,
-            revision=revision,
-            fingerprint=fingerprint,
+            name=new.name,
+            number=new.number,
+            revision=new.revision,
+            fingerprint=new.fingerprint,
             status=Status.PENDING.value,
             pass_number=1,
-            settings=json.dumps(settings),
-            rows_estimated=rows_estimated,
-            horizon=horizon,
+            settings=json.dumps(new.settings),
+            rows_estimated=new.rows_estimated,
+            horizon=new.horizon,
             created_at=dialect.now(),
             updated_at=dialect.now(),
         )
