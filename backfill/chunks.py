@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import namedtuple
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -333,6 +334,9 @@ def row_type(names: Sequence[str]) -> Any:
 
     class Row(base):
         __slots__ = ()
+
+        def __deepcopy__(self, memo: dict[int, Any]) -> Row:
+            return type(self)._make(deepcopy(tuple(self), memo))
 
         def __getitem__(self, item: Any) -> Any:
             return tuple.__getitem__(self, positions[item] if isinstance(item, str) else item)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import time
 from typing import TYPE_CHECKING
 
+from backfill import retries
 from backfill.chunks import Chunk, Walk
 from backfill.dialects import ErrorKind, Limits
 from backfill.errors import InvalidTransition, LeaseLost
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from backfill.targets import Target
 
 
+_PATIENCE_SECONDS = 30.0
+
+
 class _FailedAgain(Exception):
     """A row is still bad; its text says why."""
 
@@ -31,8 +35,7 @@ def retry(target: Target, store: Store, run: Run, settings: Settings) -> tuple[i
 
     Raises InvalidTransition if the run is paused or cancelled: stopped means stopped.
     """
-    patient = replace(settings, lock_timeout=max(settings.lock_timeout, 1.0))
-    limits = Limits.of(patient, label=f"backfill: {run.name} failures")
+    limits = Limits.of(settings, label=f"backfill: {run.name} failures")
     resolved = 0
     found = store.failures(run)
     for failure in found:
@@ -46,13 +49,19 @@ class _Retry:
         self.store = store
         self.run = run
         self.limits = limits
+        self.patiently = retries.retrying(
+            kind_of=target.dialect.error_kind,
+            recover=lambda error, policy, attempt: None,
+            sleep=time.sleep,
+            seconds=_PATIENCE_SECONDS,
+        )
         self.walk = Walk(target)
         self.writer = writer_for(target, self.walk)
 
     def row(self, failure: Failure) -> bool:
         """Write one row; whether it is off the list."""
         try:
-            self._write(failure)
+            self.patiently(self._write, failure)
         except LeaseLost:
             return True  # somebody else tried it at the same time, and it went well
         except _FailedAgain as error:

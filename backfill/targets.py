@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.sql import visitors
 
 from backfill.declaration import Level
-from backfill.dialects import ErrorKind
+from backfill.dialects import BINARY_TYPES, ErrorKind
 from backfill.errors import DeclarationError
 from backfill.keys import Key
 
@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
     from backfill.declaration import Backfill
     from backfill.dialects import Dialect
+
+
+_IMMUTABLE = (
+    *(sa.Integer, sa.Numeric, sa.String, sa.Boolean, sa.Uuid, *BINARY_TYPES),
+    *(sa.DateTime, sa.Date, sa.Time, sa.Interval),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +48,11 @@ class Target:
         """The columns that a row given to Python has."""
         wanted = dict.fromkeys((*self.key.names, *self.declaration.reads))
         return [self.table.c[name] for name in wanted]
+
+    @property
+    def reads_mutable(self) -> bool:
+        """Whether a value that Python is given can be changed in place."""
+        return not all(isinstance(column.type, _IMMUTABLE) for column in self.reads)
 
     @property
     def computes(self) -> bool:
@@ -91,6 +102,9 @@ def _reflect(declaration: type[Backfill], dialect: Dialect, connection: sa.Conne
     table = sa.Table(
         name, sa.MetaData(), schema=schema, autoload_with=connection, resolve_fks=False
     )
+    for column in table.c:
+        if isinstance(column.type, sa.JSON):
+            column.type.none_as_null = True  # None is NULL, as for every other type
     dialect.complete_reflection(connection, table)
     return table
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from backfill.dialects.base import Dialect, ErrorKind, Explanation, Limits
+from backfill.dialects.base import BINARY_TYPES, Dialect, ErrorKind, Explanation, Limits
 from backfill.dialects.mysql import MariaDB, MySQL
 from backfill.dialects.postgresql import PostgreSQL
 from backfill.dialects.sqlite import SQLite
@@ -13,7 +13,7 @@ from backfill.errors import ConfigurationError
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
-__all__ = ["Dialect", "ErrorKind", "Explanation", "Limits", "dialect_for"]
+__all__ = ["BINARY_TYPES", "Dialect", "ErrorKind", "Explanation", "Limits", "dialect_for"]
 
 _DIALECTS: dict[str, type[Dialect]] = {
     "postgresql": PostgreSQL,

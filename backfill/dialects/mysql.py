@@ -131,6 +131,9 @@ class MySQL(Dialect):
         rows = connection.execute(_COLLATIONS, {"schema": table.schema, "table": table.name})
         for name, collation in rows:
             table.c[name].info["collation"] = collation
+        for column in table.c:
+            if isinstance(column.type, sa.Float):
+                column.type.asdecimal = False  # SQLAlchemy would cut a DOUBLE to ten digits
 
     def row_estimate(self, connection: sa.Connection, table: sa.Table) -> int | None:
         """Take InnoDB's own estimate; it is often 40 % off."""

@@ -190,7 +190,7 @@ class _UnnestUpdate(BulkUpdate):
         types = [*key.types, *(_without_length(table.c[column].type) for column in self._writes)]
         self._names = names
         arrays = [
-            sa.bindparam(f"_{name}", type_=sa.ARRAY(kind))
+            sa.bindparam(f"_{name}", type_=sa.ARRAY(kind, dimensions=1))
             for name, kind in zip(names, types, strict=True)
         ]
         columns = [sa.column(name, kind) for name, kind in zip(names, types, strict=True)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -64,6 +65,7 @@ class RowsWriter(Writer):
         self.first_stack: str | None = None
         """The traceback of the first row that failed."""
         self._one_by_one = type(self.declaration).transform is not Backfill.transform
+        self._is_mutable = target.reads_mutable
         self._allowed = frozenset(target.declaration.writes)
         self._results: dict[KeyValues, _Result] = {}
         self._seconds_per_row = 0.0
@@ -97,7 +99,7 @@ class RowsWriter(Writer):
 
     def _one(self, read: PageRow) -> _Result:
         try:
-            output = self.declaration.transform(read.row)
+            output = self.declaration.transform(self._handed_out(read))
         except Exception as error:
             return self._failed(read, error)
         return _Result(read.row, self._checked(output))
@@ -108,7 +110,9 @@ class RowsWriter(Writer):
         """Halve the rows where `transform_chunk` raises, down to the one at fault."""
         pulse()
         try:
-            outputs = list(self.declaration.transform_chunk([read.row for read in page]))
+            outputs = list(
+                self.declaration.transform_chunk([self._handed_out(read) for read in page])
+            )
         except Exception as error:
             if len(page) == 1:
                 return [(page[0].key, self._failed(page[0], error))]
@@ -123,6 +127,10 @@ class RowsWriter(Writer):
             (read.key, _Result(read.row, self._checked(output)))
             for read, output in zip(page, outputs, strict=True)
         ]
+
+    def _handed_out(self, read: PageRow) -> Any:
+        """Return the row for Python; a copy where it could change what was read in place."""
+        return deepcopy(read.row) if self._is_mutable else read.row
 
     def _failed(self, read: PageRow, error: Exception) -> _Result:
         self.first_stack = self.first_stack or stack(error)
