@@ -199,7 +199,7 @@ class Walk:
         self, connection: sa.Connection, after: KeyValues, upper: KeyValues, size: int
     ) -> Chunk:
         page = self.page(connection, after, upper, size)
-        is_last = len(page) < size
+        is_last = len(page) < size or page[-1].key == upper
         return Chunk(after, upper if is_last else page[-1].key, len(page), is_last, page)
 
     def _learn(self, pending: int, stride: int) -> None:

@@ -94,25 +94,23 @@ class Budget:
         self.stop.set()
 
     def raise_if_over(self) -> None:
-        """Raise Stopped when it is time."""
+        """Raise Stopped when it is time, or when somebody asked for it."""
         with self._lock:
             if self._deadline is not None and self._clock() >= self._deadline:
                 self.reason = self.reason or "--max-seconds was reached"
                 self.stop.set()
-            if self._rows is not None and self._rows <= 0:
-                self.reason = self.reason or "--limit was reached"
-                raise Stopped(self.reason)  # others may yet give rows back, so only this worker
             if self._is_broken or self.stop.is_set():
                 raise Stopped(self.reason)
 
     def take(self, rows: int) -> int:
-        """Reserve rows for a chunk. Raises Stopped when it is time."""
+        """Reserve rows for a chunk. Raises Stopped when it is time, or no row is left."""
         self.raise_if_over()
         with self._lock:
             if self._rows is None:
                 return rows
             granted = min(rows, self._rows)
-            if granted <= 0:
+            if granted <= 0:  # others may yet give some back, so only this worker stops
+                self.reason = self.reason or "--limit was reached"
                 raise Stopped(self.reason)
             self._rows -= granted
             return granted
