@@ -1,0 +1,400 @@
+"""A bad row stands alone: the others are written, it is listed without its values."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import sqlalchemy as sa
+
+from backfill import Backfill, quarantine, tables
+from backfill.errors import DeclarationChanged
+from backfill.runner import Outcome
+from backfill.settings import Settings
+from backfill.store import Store
+from tests.integration.support import Ran, Row, bound, complete, failures, make, read, run, status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+ROWS = 1000
+BAD = [1, 2, 333, 500, 501, 999, 1000]
+CANARY = "canary"
+"""A part of every value that is in a row; it may be in nothing that we say."""
+
+
+def make_things(engine: sa.Engine, bad: str = "refused", rows: int = ROWS) -> sa.Table:
+    """`name` is to become `given`; for the bad rows the table, or Python, will not have it."""
+    given = {i: f"{CANARY} {bad}" if i in BAD else f"{CANARY} {i}" for i in range(1, rows + 1)}
+    return make(
+        engine,
+        "things",
+        sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("given", sa.String(60), nullable=False),
+        sa.Column("name", sa.String(60)),
+        sa.Column("n", sa.Integer, nullable=False),
+        sa.UniqueConstraint("name", name="one_name"),
+        sa.CheckConstraint("name NOT LIKE '%refused%'", name="no_refused"),
+        rows=[
+            {"id": 0, "given": "", "name": f"{CANARY} taken", "n": 0},
+            *({"id": i, "given": g, "name": None, "n": 0} for i, g in given.items()),
+        ],
+    )
+
+
+class Declares(Backfill, abstract=True):
+    name = "copy_names"
+    table = "things"
+    where = "name IS NULL"
+    chunk_size = ROWS
+
+
+class InSql(Declares):
+    name = "copy_names"
+    values = {"name": "given", "n": "n + 1"}  # noqa: RUF012
+
+
+class InPython(Declares):
+    """The database refuses what it returns."""
+
+    name = "copy_names"
+    reads = ("given", "n")
+    writes = ("name", "n")
+
+    def transform(self, row: Any) -> Row:
+        return {"name": row.given, "n": row.n + 1}
+
+
+class Raising(Declares):
+    name = "copy_names"
+    reads = ("given", "n")
+    writes = ("name", "n")
+
+    def transform(self, row: Any) -> Row:
+        if "refused" in row.given:
+            raise ValueError(f"cannot do {row.given}")
+        return {"name": row.given, "n": row.n + 1}
+
+
+class RaisingForMany(Declares):
+    name = "copy_names"
+    reads = ("given", "n")
+    writes = ("name", "n")
+
+    def transform_chunk(self, rows: Sequence[Any]) -> list[Row]:
+        refused = [row.given for row in rows if "refused" in row.given]
+        if refused:
+            raise LookupError(f"cannot do {refused}")
+        return [{"name": row.given, "n": row.n + 1} for row in rows]
+
+
+class Applied(Declares):
+    name = "copy_names"
+
+    def apply(self, connection: sa.Connection, chunk: Any) -> None:
+        columns = chunk.table.c
+        connection.execute(chunk.update().values(name=columns.given, n=columns.n + 1))
+
+
+CASES = [
+    pytest.param(InSql, "refused", "no_refused", id="CHECK"),
+    pytest.param(InSql, "taken", "name", id="UNIQUE"),
+    pytest.param(InPython, "refused", "no_refused", id="CHECK-after-transform"),
+    pytest.param(InPython, "taken", "name", id="UNIQUE-after-transform"),
+    pytest.param(Raising, "refused", "ValueError at test_bad_rows.py", id="transform"),
+    pytest.param(RaisingForMany, "refused", "LookupError at test_bad_rows.py", id="chunk"),
+    pytest.param(Applied, "refused", "no_refused", id="apply"),
+]
+
+
+@pytest.mark.parametrize(("way", "bad", "cause"), CASES)
+def test_bad_rows_stand_alone(engine: sa.Engine, way: type[Backfill], bad: str, cause: str) -> None:
+    things = make_things(engine, bad)
+    ran = run(engine, way)
+    assert ran.outcome is Outcome.QUARANTINED, ran.result.text
+    assert read(engine, things, "name", "n") == expected(bad=bad)
+    check_list(engine, way, cause, attempts=1)
+    check_silence(engine, ran)
+
+    again = run(engine, way)
+    assert again.outcome is Outcome.QUARANTINED
+    assert sum(again.numbers("chunk", "changed")) == 0
+    assert read(engine, things, "name", "n") == expected(bad=bad)
+    check_list(engine, way, cause, attempts=1)
+
+    assert retry(engine, way) == (0, len(BAD))
+    check_list(engine, way, cause, attempts=2)
+    mend(engine, things)
+    assert retry(engine, way) == (len(BAD), 0)
+    assert failures(engine, way) == []
+    assert read(engine, things, "name", "n") == expected(bad=None)
+
+    complete(engine, way)
+    now = status(engine, way)
+    assert (now["status"], now["rows_changed"], now["failures"]) == ("succeeded", ROWS, 0)
+
+
+def expected(bad: str | None) -> list[tuple[str | None, int]]:
+    """`name` and `n` of all rows while the bad ones are what they are, or when they are mended."""
+    named: list[tuple[str | None, int]] = [(f"{CANARY} taken", 0)]
+    for i in range(1, ROWS + 1):
+        if i in BAD and bad is not None:
+            named.append((None, 0))
+        else:
+            named.append((f"{CANARY} {i}", 1))
+    return named
+
+
+def mend(engine: sa.Engine, things: sa.Table) -> None:
+    """The application corrects the values that nobody wanted."""
+    with engine.begin() as connection:
+        for i in BAD:
+            statement = things.update().where(things.c.id == i)
+            connection.execute(statement.values(given=f"{CANARY} {i}"))
+
+
+def check_list(engine: sa.Engine, way: type[Backfill], cause: str, *, attempts: int) -> None:
+    found = failures(engine, way)
+    assert sorted(one["key"] for one in found) == [[i] for i in BAD]
+    assert {one["attempts"] for one in found} == {attempts}
+    assert all(cause in one["error"] for one in found), found[0]
+    now = status(engine, way)
+    assert (now["status"], now["failures"]) == ("failed", len(BAD))
+    assert now["rows_changed"] == ROWS - len(BAD)
+
+
+def check_silence(engine: sa.Engine, ran: Ran) -> None:
+    """No value of a row is in what was told, or in the state tables."""
+    assert CANARY not in repr(ran)
+    with engine.connect() as connection:
+        for table in tables.metadata.sorted_tables:
+            assert CANARY not in repr(connection.execute(sa.select(table)).all())
+
+
+def retry(engine: sa.Engine, way: type[Backfill]) -> tuple[int, int]:
+    target = bound(engine, way)
+    store = Store(target.dialect)
+    current = store.current(way.name)
+    assert current is not None
+    return quarantine.retry(target, store, current, Settings())
+
+
+def test_bad_rows_stand_alone_without_where(engine: sa.Engine) -> None:
+    """Nothing tells a written row here but the cursor."""
+
+    class OnAll(Backfill):
+        name = "copy_names"
+        table = "things"
+        chunk_size = ROWS
+        values = {"name": "CASE id WHEN 0 THEN name ELSE given END", "n": "n + 1"}  # noqa: RUF012
+
+    things = make_things(engine)
+    assert run(engine, OnAll).outcome is Outcome.QUARANTINED
+    for _ in range(2):
+        (_, first), *others = read(engine, things, "name", "n")
+        assert (first, others) == (1, expected(bad="refused")[1:])
+        assert run(engine, OnAll).outcome is Outcome.QUARANTINED
+    mend(engine, things)
+    assert retry(engine, OnAll) == (len(BAD), 0)
+    complete(engine, OnAll)
+    assert read(engine, things, "n") == [1] * (ROWS + 1)
+
+
+@pytest.mark.parametrize("way", [InSql, Raising])
+def test_bad_row_that_is_gone_or_done_is_off_the_list(
+    engine: sa.Engine, way: type[Backfill]
+) -> None:
+    things = make_things(engine)
+    assert run(engine, way).outcome is Outcome.QUARANTINED
+    with engine.begin() as connection:
+        connection.execute(things.delete().where(things.c.id == BAD[0]))
+        connection.execute(things.update().where(things.c.id == BAD[1]).values(name="by hand"))
+    assert retry(engine, way) == (2, len(BAD) - 2)
+    assert sorted(one["key"] for one in failures(engine, way)) == [[i] for i in BAD[2:]]
+    assert read(engine, things, "name")[1] == "by hand"
+
+
+@pytest.mark.parametrize("way", [InSql, InPython, Raising, RaisingForMany, Applied])
+def test_too_many_bad_rows_stop_the_run_and_a_mended_class_goes_on(
+    engine: sa.Engine, way: type[Backfill]
+) -> None:
+    things = make_things(engine)
+    ran = run(engine, way, chunk_size=100, max_failures=3)
+    assert ran.outcome is Outcome.FAILED
+    assert "more than max_failures = 3 rows cannot be written" in ran.result.text
+    check_silence(engine, ran)
+    assert status(engine, way)["status"] == "failed"
+    listed = [one["key"][0] for one in failures(engine, way)]
+    assert listed == BAD[:3]
+    written = read(engine, things, "n")
+    assert written == [int(0 < i < BAD[3] and i not in BAD) for i in range(ROWS + 1)]
+
+    class Mended(Declares):
+        name = "copy_names"
+        values = {"name": "REPLACE(given, 'refused', id)", "n": "n + 1"}  # noqa: RUF012
+
+    with pytest.raises(DeclarationChanged, match="--accept-change"):
+        run(engine, Mended, chunk_size=100)
+    assert read(engine, things, "n") == written
+    ran = run(engine, Mended, chunk_size=100, max_failures=3, accept_change=True)
+    assert ran.outcome is Outcome.QUARANTINED, ran.result.text
+    assert retry(engine, Mended) == (3, 0)
+    complete(engine, Mended)
+    assert read(engine, things, "name", "n") == expected(bad=None)
+
+
+def test_transform_that_always_raises_stops_early(engine: sa.Engine) -> None:
+    things = make_things(engine)
+    calls: list[int] = []
+
+    class Broken(Declares):
+        name = "broken"
+        reads = ("given",)
+        writes = ("name",)
+
+        def transform(self, row: Any) -> Row:
+            calls.append(row.id)
+            raise ValueError(f"cannot do {row.given}")
+
+    ran = run(engine, Broken, chunk_size=50, max_failures=100)
+    assert ran.outcome is Outcome.FAILED
+    assert "more than max_failures = 100" in ran.result.text
+    assert calls == list(range(1, len(calls) + 1))
+    assert 100 < len(calls) <= 150
+    (traceback,) = ran.texts("message")
+    assert "in transform" in traceback
+    assert "raise ValueError(" in traceback
+    assert traceback.rstrip().endswith("ValueError")
+    check_silence(engine, ran)
+    assert set(read(engine, things, "n")) == {0}
+
+
+class ReturningText(Declares):
+    writes = ("name",)
+
+    def transform(self, row: Any) -> Any:
+        return f"{CANARY} {row.id}"
+
+
+class ReturningOtherColumns(Declares):
+    writes = ("name",)
+
+    def transform(self, row: Any) -> Row:
+        return {"name": "x", "nmae": f"{CANARY} {row.id}"}
+
+
+class ReturningTooFew(Declares):
+    writes = ("name",)
+
+    def transform_chunk(self, rows: Sequence[Any]) -> list[Row]:
+        return [{"name": f"{CANARY} {row.id}"} for row in rows[1:]]
+
+
+@pytest.mark.parametrize(
+    ("way", "words"),
+    [
+        (ReturningText, "must return a mapping of columns to values"),
+        (ReturningOtherColumns, "returned nmae, which `writes` does not name"),
+        (ReturningTooFew, "results; return one for each row"),
+    ],
+)
+def test_result_of_a_wrong_kind_is_no_bad_row(
+    engine: sa.Engine, way: type[Backfill], words: str
+) -> None:
+    things = make_things(engine)
+    before = read(engine, things, "name", "n")
+    ran = run(engine, way)
+    assert ran.outcome is Outcome.FAILED
+    assert words in ran.result.text
+    check_silence(engine, ran)
+    assert failures(engine, way) == []
+    assert read(engine, things, "name", "n") == before
+
+
+# -- apply -----------------------------------------------------------------------------
+
+
+def commit(connection: sa.Connection) -> None:
+    connection.commit()
+
+
+def commit_in_sql(connection: sa.Connection) -> None:
+    connection.exec_driver_sql("COMMIT")
+
+
+def roll_back(connection: sa.Connection) -> None:
+    connection.rollback()
+
+
+def roll_back_in_sql(connection: sa.Connection) -> None:
+    connection.exec_driver_sql("ROLLBACK")
+
+
+def close(connection: sa.Connection) -> None:
+    connection.close()
+
+
+def ending(end: Callable[[sa.Connection], None], when: int) -> type[Backfill]:
+    """Ends the transaction in the chunk of this number, the first time that it comes by."""
+    calls: list[int] = []
+
+    class Ending(Backfill):
+        name = "ending"
+        table = "things"
+
+        def apply(self, connection: sa.Connection, chunk: Any) -> None:
+            calls.append(1)
+            connection.execute(chunk.update().values(n=chunk.table.c.n + 1))
+            if len(calls) == when:
+                end(connection)
+
+    return Ending
+
+
+@pytest.mark.parametrize("end", [commit, roll_back, roll_back_in_sql, close])
+@pytest.mark.parametrize("when", [1, 4])
+def test_apply_that_ends_the_transaction_is_refused(
+    engine: sa.Engine, end: Callable[[sa.Connection], None], when: int
+) -> None:
+    """The writes and the checkpoint belong together, whatever `apply` does."""
+    things = make_things(engine, rows=100)
+    way = ending(end, when)
+    ran = run(engine, way, chunk_size=10)
+    assert ran.outcome is Outcome.FAILED, ran.result.text
+    if end is not close:
+        assert "apply()" in ran.result.text
+    assert read(engine, things, "n") == [1] * 10 * (when - 1) + [0] * (101 - 10 * (when - 1))
+    complete(engine, way, chunk_size=10)
+    assert read(engine, things, "n") == [1] * 101
+
+
+def test_apply_that_commits_in_sql_is_told(engine: sa.Engine) -> None:
+    """What is committed cannot be taken back, but the run does not go on over it."""
+    make_things(engine, rows=100)
+    ran = run(engine, ending(commit_in_sql, 4), chunk_size=10)
+    assert ran.outcome is Outcome.FAILED, ran.result.text
+    assert "apply()" in ran.result.text
+    assert status(engine, ending(commit_in_sql, 4))["rows_changed"] == 30
+
+
+def test_apply_that_raises_leaves_nothing_half_done(engine: sa.Engine) -> None:
+    things = make_things(engine, rows=100)
+    calls: list[int] = []
+
+    class Raises(Backfill):
+        name = "raises"
+        table = "things"
+
+        def apply(self, connection: sa.Connection, chunk: Any) -> None:
+            calls.append(1)
+            connection.execute(chunk.update().values(n=chunk.table.c.n + 1))
+            if len(calls) == 4:
+                raise ValueError(f"cannot do {CANARY}")
+
+    ran = run(engine, Raises, chunk_size=10)
+    assert ran.outcome is Outcome.FAILED
+    assert "ValueError at test_bad_rows.py" in ran.result.text
+    check_silence(engine, ran)
+    assert read(engine, things, "n") == [1] * 30 + [0] * 71
+    complete(engine, Raises, chunk_size=10)
+    assert read(engine, things, "n") == [1] * 101

@@ -1,0 +1,302 @@
+"""The walk cuts any table into chunks that leave nothing out and never cost more than they may."""
+
+from __future__ import annotations
+
+import itertools
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from backfill import Backfill, chunks
+from backfill.chunks import Chunk, Walk, count_pending, last_key
+from backfill.dialects import dialect_for
+from backfill.keys import START
+from backfill.targets import Target, bind
+from tests.integration.support import make
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from backfill.keys import KeyValues
+
+STRIDE = 40
+MANY_SECONDS = 1e9
+
+# Without shrinking: it would try thousands of tables.
+examples = settings(
+    max_examples=25, deadline=None, derandomize=True, database=None, phases=[Phase.generate]
+)
+
+Keys = list[tuple[int, int]]
+
+NUMBERS = st.integers(-300, 300).map(lambda i: (i, 0))
+PAIRS = st.tuples(st.integers(-2, 2), st.integers(-30, 30))
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> tuple[Keys, Keys]:
+    """The keys of all rows, and of those that are pending: few, many or all."""
+    keys = sorted(draw(st.sets(draw(st.sampled_from([NUMBERS, PAIRS])), max_size=250)))
+    one_in = draw(st.sampled_from([1, 2, 3, 10, 50, 1000]))
+    offset = draw(st.integers(0, 49))
+    return keys, [key for i, key in enumerate(keys) if (i + offset) % one_in == 0]
+
+
+sizes = st.lists(st.integers(1, STRIDE), min_size=1, max_size=4)
+
+
+@pytest.fixture(autouse=True)
+def short_strides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "LONGEST_STRIDE", STRIDE)
+
+
+@pytest.fixture
+def table(engine: sa.Engine) -> sa.Table:
+    return make(
+        engine,
+        "things",
+        sa.Column("a", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("b", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("n", sa.Integer),
+    )
+
+
+class SetBased(Backfill):
+    table = "things"
+    where = "n IS NULL"
+    values = {"n": "1"}  # noqa: RUF012
+
+
+class Python(Backfill):
+    table = "things"
+    where = "n IS NULL"
+    writes = ("n",)
+
+    def transform(self, row: Any) -> dict[str, Any]:
+        return {"n": 1}
+
+
+class SetBasedOnAll(Backfill):
+    table = "things"
+    values = {"n": "1"}  # noqa: RUF012
+
+
+class PythonOnAll(Backfill):
+    table = "things"
+    writes = ("n",)
+
+    def transform(self, row: Any) -> dict[str, Any]:
+        return {"n": 1}
+
+
+every_way = pytest.mark.parametrize("way", [SetBased, Python, SetBasedOnAll, PythonOnAll])
+
+
+@contextmanager
+def holding(engine: sa.Engine, table: sa.Table, keys: Keys, pending: Keys) -> Iterator[Any]:
+    """A transaction in which the table has these rows; undone at the end."""
+    waiting = set(pending)
+    rows = [{"a": a, "b": b, "n": None if (a, b) in waiting else 0} for a, b in keys]
+    with engine.connect() as connection:
+        if rows:
+            connection.execute(table.insert(), rows)
+        yield connection
+        connection.rollback()
+
+
+def bound(engine: sa.Engine, declaration: type[Backfill]) -> Target:
+    with engine.connect() as connection:
+        return bind(declaration, dialect_for(engine), connection)
+
+
+def walked(
+    connection: sa.Connection, walk: Walk, target: Target, sizes: Sequence[int], pending: Keys
+) -> list[tuple[int, Chunk]]:
+    """Walk the whole table; the chunks with the sizes that were asked for."""
+    found: list[tuple[int, Chunk]] = []
+    after, upper = START, last_key(connection, target.key)
+    for size in itertools.cycle(sizes):
+        if after == upper:
+            return found
+        assert len(found) <= 1000, "it does not end"
+        chunk = walk.next(connection, after, upper, size, MANY_SECONDS)
+        found.append((size, chunk))
+        walk.learn(chunk, len(within(pending, chunk.after, chunk.upto)))
+        assert chunk.is_last == (chunk.upto == upper)
+        after = chunk.upto
+    raise AssertionError  # pragma: no cover - cycle() does not end
+
+
+def within(keys: Keys, after: KeyValues, upto: KeyValues) -> Keys:
+    return [key for key in keys if after < key <= upto]
+
+
+class Scans:
+    """How many rows each statement looks at, by its bounds and limits."""
+
+    def __init__(self, engine: sa.Engine, keys: Keys, pending: Keys) -> None:
+        self._engine = engine
+        self._keys = keys
+        self._pending = pending
+        self.rows: list[int] = []
+
+    def __enter__(self) -> Scans:
+        sa.event.listen(self._engine, "before_execute", self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sa.event.remove(self._engine, "before_execute", self._note)
+
+    def _note(self, connection: Any, statement: Any, many: Any, given: Any, options: Any) -> None:
+        if "high_0" in given:
+            low = (given["low_0"], given["low_1"]) if "low_0" in given else START
+            keys = within(self._keys, low, (given["high_0"], given["high_1"]))
+            self.rows.append(self._passed(keys, given))
+
+    def _passed(self, keys: Keys, given: dict[str, Any]) -> int:
+        if "offset" in given:
+            return min(len(keys), given["offset"] + 1)
+        if "size" not in given:
+            return len(keys)
+        waiting = set(self._pending)
+        positions = [i for i, key in enumerate(keys, 1) if key in waiting]
+        return positions[given["size"] - 1] if len(positions) >= given["size"] else len(keys)
+
+
+@every_way
+def test_chunks_cover_every_row_once(
+    engine: sa.Engine, table: sa.Table, way: type[Backfill]
+) -> None:
+    target = bound(engine, way)
+
+    @examples
+    @given(tables(), sizes)
+    def check(drawn: tuple[Keys, Keys], sizes: list[int]) -> None:
+        keys, pending = drawn
+        todo = pending if way.where else keys
+        with (
+            holding(engine, table, keys, pending) as connection,
+            Scans(connection.engine, keys, todo) as scans,
+        ):
+            found = walked(connection, Walk(target), target, sizes, todo)
+        cuts = [START, *(chunk.upto for _, chunk in found)]
+        assert [chunk.after for _, chunk in found] == cuts[:-1]
+        assert cuts == sorted(set(cuts))
+        assert cuts[-1] == (keys[-1] if keys else START)
+        for size, chunk in found:
+            assert chunk.scanned == len(within(keys, chunk.after, chunk.upto))
+            mine = within(todo, chunk.after, chunk.upto)
+            assert len(mine) <= size
+            assert chunk.page is None or [row.key for row in chunk.page] == mine
+        assert sum(chunk.scanned for _, chunk in found) == len(keys)
+        assert max(scans.rows, default=0) <= STRIDE
+
+    check()
+
+
+@every_way
+def test_count_of_pending_rows(engine: sa.Engine, table: sa.Table, way: type[Backfill]) -> None:
+    target = bound(engine, way)
+
+    @examples
+    @given(tables(), st.integers(1, 60), st.integers(0, 5))
+    def check(drawn: tuple[Keys, Keys], enough: int, bad: int) -> None:
+        keys, pending = drawn
+        todo = pending if way.where else keys
+        quarantined = todo[::7][:bad] if way.where else []
+        with holding(engine, table, keys, pending) as connection:
+            with Scans(connection.engine, keys, todo) as scans:
+                assert count_pending(connection, target) == len(todo)
+            assert max(scans.rows, default=0) <= STRIDE
+            left = count_pending(connection, target, quarantined)
+            assert left == len(todo) - len(quarantined)
+            found = count_pending(connection, target, enough=enough)
+            assert min(enough, len(todo)) <= found <= len(todo)
+
+    check()
+
+
+NUMBERED: Keys = [(i, 0) for i in range(400)]
+
+
+@pytest.mark.parametrize("way", [SetBased, Python])
+@pytest.mark.parametrize(
+    "pending",
+    [NUMBERED[::200], NUMBERED[-1:], [], NUMBERED[:1], NUMBERED[190:210]],
+    ids=["one in 200", "only the last", "none", "only the first", "a few together"],
+)
+def test_empty_stretches_cost_few_chunks_and_short_statements(
+    engine: sa.Engine, table: sa.Table, way: type[Backfill], pending: Keys
+) -> None:
+    target = bound(engine, way)
+    with (
+        holding(engine, table, NUMBERED, pending) as connection,
+        Scans(connection.engine, NUMBERED, pending) as scans,
+    ):
+        found = walked(connection, Walk(target), target, [5], pending)
+    assert sum(chunk.scanned for _, chunk in found) == len(NUMBERED)
+    # Every row passes three statements at most: the bound, the page, and a count where it ends.
+    assert max(scans.rows) <= STRIDE
+    assert sum(scans.rows) <= 3 * len(NUMBERED)
+    assert len(found) <= 4 + len(pending)
+
+
+@pytest.mark.parametrize("way", [SetBased, Python])
+def test_empty_stretch_is_left_when_time_is_up(
+    engine: sa.Engine, table: sa.Table, way: type[Backfill]
+) -> None:
+    """So that the lease is renewed and a stop is noticed."""
+    target = bound(engine, way)
+    walk = Walk(target, clock=ticking())
+    with holding(engine, table, NUMBERED, []) as connection:
+        after, upper = START, last_key(connection, target.key)
+        cuts = []
+        while after != upper:
+            chunk = walk.next(connection, after, upper, 5, 0.5)
+            walk.learn(chunk, 0)
+            cuts.append(chunk.scanned)
+            after = chunk.upto
+    assert sum(cuts) == len(NUMBERED)
+    assert max(cuts) == STRIDE
+    assert len(cuts) > len(NUMBERED) // STRIDE
+
+
+def ticking() -> Callable[[], float]:
+    seconds = itertools.count()
+    return lambda: float(next(seconds))
+
+
+@pytest.mark.parametrize("way", [SetBased, Python])
+def test_quarantined_rows_are_passed_over(
+    engine: sa.Engine, table: sa.Table, way: type[Backfill]
+) -> None:
+    target = bound(engine, way)
+    bad = NUMBERED[3:80:7]
+    with holding(engine, table, NUMBERED, NUMBERED[:100]) as connection:
+        walk = Walk(target, bad)
+        after, upper = START, last_key(connection, target.key)
+        seen: list[KeyValues] = []
+        while after != upper:
+            chunk = walk.next(connection, after, upper, 9, MANY_SECONDS)
+            seen += [row.key for row in walk.locked(connection, target, chunk)]
+            after = chunk.upto
+    assert seen == [key for key in NUMBERED[:100] if key not in bad]
+
+
+def test_rows_that_come_and_go_during_the_walk(engine: sa.Engine, table: sa.Table) -> None:
+    """The bound stays what it was, also when its own row is gone."""
+    target = bound(engine, SetBasedOnAll)
+    with holding(engine, table, NUMBERED[:50], []) as connection:
+        walk, upper = Walk(target), last_key(connection, target.key)
+        first = walk.next(connection, START, upper, 20, MANY_SECONDS)
+        connection.execute(table.delete().where(table.c.a.in_([5, 25, 49])))
+        connection.execute(table.insert(), [{"a": 60, "b": 0}, {"a": 30, "b": 7}])
+        second = walk.next(connection, first.upto, upper, 20, MANY_SECONDS)
+        third = walk.next(connection, second.upto, upper, 20, MANY_SECONDS)
+    assert (first.upto, second.upto, third.upto) == ((19, 0), (39, 0), (49, 0))
+    assert (first.scanned, second.scanned, third.scanned) == (20, 20, 9)
+    assert third.is_last
