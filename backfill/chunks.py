@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections import namedtuple
-from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -280,50 +279,6 @@ def last_key(connection: sa.Connection, key: Key) -> KeyValues:
     descending = [column.desc() for column in key.columns]
     row = connection.execute(sa.select(*key.selected).order_by(*descending).limit(1)).first()
     return START if row is None else tuple(row)
-
-
-def count_pending(
-    connection: sa.Connection,
-    target: Target,
-    quarantined: Sequence[KeyValues] = (),
-    *,
-    enough: int | None = None,
-    reading: Callable[[], AbstractContextManager[Any]] = nullcontext,
-) -> int:
-    """Count pending rows in short reads, up to about `enough` of them.
-
-    `reading` wraps each read, in a transaction of its own where the caller has none open.
-    """
-    pending = pending_condition(target, quarantined)
-    walk = Walk(target)
-    counting = Ranged(
-        target.key,
-        lambda within: (
-            sa.select(sa.func.count())
-            .select_from(target.table)
-            .where(within, *([] if pending is None else [pending]))
-        ),
-    )
-    with reading():
-        upper = last_key(connection, target.key)
-    found, after = 0, START
-    while after != upper and (enough is None or found < enough):
-        with reading():
-            after, count = _counted_stride(connection, walk, counting, after, upper)
-        found += count
-    return found
-
-
-def _counted_stride(
-    connection: sa.Connection,
-    walk: Walk,
-    counting: Ranged[sa.Select[Any]],
-    after: KeyValues,
-    upper: KeyValues,
-) -> tuple[KeyValues, int]:
-    end, _, _ = walk.bounded(connection, after, upper, LONGEST_STRIDE)
-    statement, parameters = counting.between(after, end)
-    return end, int(connection.execute(statement, parameters).scalar_one())
 
 
 def row_type(names: Sequence[str]) -> Any:

@@ -11,10 +11,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from backfill import keys, owners
-from backfill.chunks import count_pending
 from backfill.dialects import Limits
 from backfill.errors import BackfillError
-from backfill.proof import incomplete_reason
+from backfill.proof import count_pending, incomplete_reason
 from backfill.runs import Status
 from backfill.targets import bind
 

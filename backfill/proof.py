@@ -5,25 +5,26 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
+import sqlalchemy as sa
+
 from backfill import store
-from backfill.chunks import count_pending, last_key
+from backfill.chunks import LONGEST_STRIDE, Ranged, Walk, last_key, pending_condition
 from backfill.keys import START
 from backfill.runs import Status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
-    import sqlalchemy as sa
-
+    from backfill.keys import KeyValues
     from backfill.targets import Target
+
+    Reading = Callable[[], AbstractContextManager[Any]]
+    """Wraps each short read, in a transaction of its own where the caller has none open."""
 
 
 def incomplete_reason(
-    connection: sa.Connection,
-    target: Target,
-    *,
-    reading: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    connection: sa.Connection, target: Target, *, reading: Reading = nullcontext
 ) -> str | None:
     """Say why a backfill is not complete; None if it is. Reads only.
 
@@ -31,7 +32,7 @@ def incomplete_reason(
     succeeded, or the table is empty.
     """
     if target.pending is not None:
-        if count_pending(connection, target, enough=1, reading=reading):
+        if any_pending(connection, target, reading=reading):
             return f"rows of {target.table.fullname} are pending"
         return None
     with reading():
@@ -42,3 +43,77 @@ def incomplete_reason(
     if run is None:
         return "it was never run"
     return None if run.status is Status.SUCCEEDED else f"its run is {run.status.value}"
+
+
+def any_pending(
+    connection: sa.Connection,
+    target: Target,
+    quarantined: Sequence[KeyValues] = (),
+    *,
+    reading: Reading = nullcontext,
+) -> bool:
+    """Whether a row is pending, up to the highest key of this moment; in short reads.
+
+    A read scans one stride once: sorted by pending first and key last, its first row is
+    either pending, or the end of a stride in which nothing is.
+    """
+    key = target.key
+    pending = pending_condition(target, quarantined)
+    assert pending is not None
+    strides = Ranged(key, lambda within: _last_or_pending(target, pending, within))
+    with reading():
+        upper = last_key(connection, key)
+    after = START
+    while after != upper:
+        statement, parameters = strides.between(after, upper)
+        with reading():
+            row = connection.execute(statement, parameters).first()
+        if row is None:
+            return False
+        if row.is_pending:
+            return True
+        after = tuple(row)[:-1]
+    return False
+
+
+def count_pending(
+    connection: sa.Connection, target: Target, *, reading: Reading = nullcontext
+) -> int:
+    """Count the pending rows, quarantined ones included, in short reads."""
+    pending = target.pending
+    assert pending is not None
+    walk = Walk(target)
+    counting = Ranged(
+        target.key,
+        lambda within: sa.select(sa.func.count()).select_from(target.table).where(within, pending),
+    )
+    with reading():
+        upper = last_key(connection, target.key)
+    found, after = 0, START
+    while after != upper:
+        with reading():
+            end, _, _ = walk.bounded(connection, after, upper, LONGEST_STRIDE)
+            statement, parameters = counting.between(after, end)
+            found += int(connection.execute(statement, parameters).scalar_one())
+        after = end
+    return found
+
+
+def _last_or_pending(
+    target: Target, pending: sa.ColumnElement[bool], within: sa.ColumnElement[bool]
+) -> sa.Select[Any]:
+    flag = sa.case((pending, 1), else_=0).label("is_pending")
+    stride = (
+        sa.select(*target.key.selected, flag)
+        .where(within)
+        .order_by(*target.key.columns)
+        .limit(LONGEST_STRIDE)
+        .subquery("stride")
+    )
+    keys = [column for column in stride.c if column.name != "is_pending"]
+    descending = [column.desc() for column in keys]
+    return (
+        sa.select(*keys, stride.c.is_pending)
+        .order_by(stride.c.is_pending.desc(), *descending)
+        .limit(1)
+    )

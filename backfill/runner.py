@@ -12,7 +12,6 @@ from enum import Enum
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from backfill import owners, retries
-from backfill.chunks import count_pending
 from backfill.dialects import Limits
 from backfill.errors import (
     BackfillError,
@@ -23,18 +22,17 @@ from backfill.errors import (
     RunFailed,
 )
 from backfill.failures import describe
-from backfill.proof import incomplete_reason
+from backfill.proof import any_pending, incomplete_reason
 from backfill.ranges import cut_range, cut_table, is_free
 from backfill.reporters import Event
 from backfill.runs import NewRun, Run, Status
 from backfill.workers import Stopped, Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     import sqlalchemy as sa
 
-    from backfill.keys import KeyValues
     from backfill.reporters import Reporter
     from backfill.settings import Settings
     from backfill.store import Store
@@ -209,16 +207,11 @@ class Runner:
         if run.horizon is not None and run.pass_number == 1:
             self._await_horizon(run.horizon)
         quarantined = [failure.key for failure in self.store.failures(run)]
-        return self._pending(quarantined) == 0
-
-    def _pending(self, quarantined: Sequence[KeyValues]) -> int:
-        """Return 1 if a row is pending, 0 if none is; reads only, in short transactions."""
         with self.target.dialect.open(self.limits) as connection:
-            return count_pending(
+            return not any_pending(
                 connection,
                 self.target,
                 quarantined,
-                enough=1,
                 reading=lambda: self._reading(connection),
             )
 

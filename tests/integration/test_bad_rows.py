@@ -231,7 +231,7 @@ def test_too_many_bad_rows_stop_the_run_and_a_mended_class_goes_on(
 
     class Mended(Declares):
         name = "copy_names"
-        values = {"name": "REPLACE(given, 'refused', id)", "n": "n + 1"}  # noqa: RUF012
+        values = {"name": "REPLACE(given, 'refused', CAST(id AS CHAR(20)))", "n": "n + 1"}  # noqa: RUF012
 
     with pytest.raises(DeclarationChanged, match="--accept-change"):
         run(engine, Mended, chunk_size=100)
