@@ -251,13 +251,12 @@ class Worker:
             raise LeaseLost(0)
 
     def _let_go(self) -> None:
+        self._drop_connection()  # first: a transaction left open would keep the lease's row
         try:
             if self._lease is not None and not self._in_doubt:
                 self.store.release(self._lease)
         except Exception:
             logger.warning("The lease could not be given back; it ends by itself.", exc_info=True)
-        finally:
-            self._drop_connection()
 
     # -- chunks --------------------------------------------------------------------------
 

@@ -124,13 +124,13 @@ class Dialect:
             self.begin(connection, limits, write=write)
             yield connection
         except BaseException:
-            _roll_back(transaction)
+            _roll_back(connection, transaction)
             raise
         try:
             transaction.commit()
         except Exception as error:
             kind = self.error_kind(error)
-            _roll_back(transaction)
+            _roll_back(connection, transaction)
             if kind in (ErrorKind.CONFLICT, ErrorKind.DATA, ErrorKind.LOCKED):
                 raise
             code = self.error_code(error)
@@ -350,10 +350,18 @@ def _compile_explain(element: Explain, compiler: SQLCompiler, **kw: Any) -> str:
     return f"{element.prefix} {compiler.process(element.statement, **kw)}"
 
 
-def _roll_back(transaction: sa.Transaction) -> None:
-    """Always ROLLBACK: MariaDB's 1205 leaves half a transaction open."""
+def _roll_back(connection: sa.Connection, transaction: sa.Transaction) -> None:
+    """Always ROLLBACK: MariaDB's 1205 leaves half a transaction open.
+
+    By the driver too: where a user's code ended the transaction, SQLAlchemy believes that
+    there is nothing to roll back.
+    """
     try:
         transaction.rollback()
+        if connection.in_transaction():
+            connection.rollback()
+        if not connection.invalidated:
+            connection.connection.rollback()
     except Exception:
         # The connection is beyond use; the server rolls back when it notices.
         logger.debug("rollback failed", exc_info=True)

@@ -31,7 +31,7 @@ class CustomWriter(Writer):
         if not self.target.dialect.update_gives_way:
             self.walk.locked(connection, self.target, chunk)
         statements = ChunkStatements(self.target.table, self._condition(chunk))
-        with _no_commit(connection, self.target.declaration.name):
+        with _in_one_piece(connection, self.target.declaration.name):
             changed = self.declaration.apply(connection, statements)
         if changed is None:
             changed = chunk.scanned if chunk.page is None else len(chunk.page)
@@ -53,17 +53,29 @@ class CustomWriter(Writer):
 
 
 @contextmanager
-def _no_commit(connection: sa.Connection, name: str) -> Iterator[None]:
-    """Refuse a COMMIT inside `apply`: it would part the writes from their checkpoint."""
+def _in_one_piece(connection: sa.Connection, name: str) -> Iterator[None]:
+    """Refuse that `apply` ends the transaction: its writes would part from their checkpoint.
+
+    A COMMIT is stopped before it happens. Of what goes past SQLAlchemy, the savepoint tells:
+    it is gone when the transaction is another one.
+    """
+    problem = DeclarationError(
+        f"{name}: apply() must not commit or roll back, nor run DDL; its statements are committed"
+        " together with the checkpoint. Raise an error where the chunk cannot be done."
+    )
 
     def refuse(_: sa.Connection) -> None:
-        raise DeclarationError(
-            f"{name}: apply() must not commit; its statements are committed together with the"
-            " checkpoint. Remove the commit."
-        )
+        raise problem
 
+    connection.exec_driver_sql("SAVEPOINT backfill_apply")
     sa.event.listen(connection, "commit", refuse)
     try:
         yield
     finally:
         sa.event.remove(connection, "commit", refuse)
+    try:
+        connection.exec_driver_sql("RELEASE SAVEPOINT backfill_apply")
+    except sa.exc.DBAPIError as error:
+        if error.connection_invalidated:
+            raise
+        raise problem from error

@@ -279,7 +279,7 @@ def test_table_in_a_schema(engine: sa.Engine, where_it_is: dict[str, str], way: 
 
 
 def test_table_whose_name_has_a_dot(engine: sa.Engine) -> None:
-    things = make_numbers(engine, "sales.orders")
+    things = make_numbers(engine, "sales.orders", rows=30)
 
     class Dotted(Backfill):
         table = "sales.orders"
@@ -369,7 +369,10 @@ def test_strange_name_of_the_key(engine: sa.Engine, key: str) -> None:
 # -- SQL text --------------------------------------------------------------------------
 
 
-def make_numbers(engine: sa.Engine, name: str = "things", rows: int = 30) -> sa.Table:
+NUMBERS = 12
+
+
+def make_numbers(engine: sa.Engine, name: str = "things", rows: int = NUMBERS) -> sa.Table:
     return make(
         engine,
         name,
@@ -381,67 +384,71 @@ def make_numbers(engine: sa.Engine, name: str = "things", rows: int = 30) -> sa.
     )
 
 
-def check_text(engine: sa.Engine, where_: Any, value: Any, expected: Callable[[int], Any]) -> None:
-    """Write `value` to `note` of all that match, and compare."""
+Case = tuple[Any, Any, "Callable[[int], Any]"]
+"""`where`, the value for `note`, and what `note` of a row is then."""
+
+
+def check_cases(engine: sa.Engine, cases: Sequence[Case]) -> None:
     things = make_numbers(engine)
-
-    class Text(Backfill):
-        table = "things"
-        where = where_
-        values = {"note": value}  # noqa: RUF012
-
-    complete(engine, Text, chunk_size=7)
-    assert read(engine, things, "note") == [expected(i) for i in range(30)]
-
-
-@pytest.mark.parametrize(
-    ("text", "meaning"),
-    [
-        ("'100%:x'", "100%:x"),
-        ("'%s %(name)s %% {x} ?'", "%s %(name)s %% {x} ?"),
-        ("'a::b :c \\:d'", None),
-        ("'O''Brien \"x\" `y`'", 'O\'Brien "x" `y`'),
-        ("'a' -- 100% of :them", "a"),
-        ("/* %s :x ' */ 'a'", "a"),
-        ("'a -- b'", "a -- b"),
-        ("'#1 é 日本 😀'", "#1 é 日本 😀"),
-        ("CASE WHEN n % 2 = 0 THEN 'even' ELSE 'even' END", "even"),
-        ("'a'\n\n", "a"),
-    ],
-)
-def test_text_of_a_value_stands_as_it_is(engine: sa.Engine, text: str, meaning: str | None) -> None:
-    if meaning is None:  # what a backslash means is the database's business
-        with engine.connect() as connection:
-            literal = sa.literal_column(text)
-            meaning = connection.execute(sa.select(literal)).scalar_one()
-    check_text(engine, "note LIKE 'row%'", text, lambda i: meaning)
+    before = read(engine, things, "id", "note")
+    for number, (where, value, expected) in enumerate(cases):
+        with engine.begin() as connection:
+            for i, note in before:
+                connection.execute(things.update().where(things.c.id == i).values(note=note))
+        body = {"name": f"case_{number}", "table": "things", "where": where}
+        way = type("Case", (Backfill,), {**body, "values": {"note": value}})
+        complete(engine, way, chunk_size=7)
+        assert read(engine, things, "note") == [expected(i) for i, _ in before], str(value)
 
 
-@pytest.mark.parametrize(
-    ("text", "matches"),
-    [
-        ("note LIKE '%1%' AND note <> 'x'", lambda i: "1" in str(i)),
-        ("note <> 'x' AND note <> '100%:x' AND n % 3 = 0", lambda i: i % 3 == 0),
-        ("note <> 'x' AND (n < 3 OR n > 20) -- :x 100%", lambda i: i < 3 or i > 20),
-        ("n < 3 AND note <> 'x' OR n > 20 AND note <> 'x'", lambda i: i < 3 or i > 20),
-        ("note <> 'x' /* ? %s */ AND n IN (1, 2)", lambda i: i in (1, 2)),
-        ("note NOT IN ('x', ':y') AND n BETWEEN 5 AND 9", lambda i: 5 <= i <= 9),
-    ],
-)
-def test_text_of_where_stands_as_it_is(
-    engine: sa.Engine, text: str, matches: Callable[[int], bool]
-) -> None:
-    check_text(engine, text, "'x'", lambda i: "x" if matches(i) else f"row {i}")
+def always(text: str) -> Callable[[int], str]:
+    return lambda i: text
+
+
+VALUES = {
+    "'100%:x'": "100%:x",
+    "'%s %(name)s %% {x} ?'": "%s %(name)s %% {x} ?",
+    "'a::b :c'": "a::b :c",
+    "'O''Brien \"x\" `y`'": 'O\'Brien "x" `y`',
+    "'a' -- 100% of :them": "a",
+    "/* %s :x ' */ 'a'": "a",
+    "'a -- b'": "a -- b",
+    "'#1 é 日本 😀'": "#1 é 日本 😀",
+    "CASE WHEN n % 2 = 0 THEN 'even' ELSE 'even' END": "even",
+    "'a'\n\n": "a",
+}
+CONDITIONS: list[tuple[str, Callable[[int], bool]]] = [
+    ("note LIKE '%1%' AND note <> 'x'", lambda i: "1" in str(i)),
+    ("note <> 'x' AND note <> '100%:x' AND n % 3 = 0", lambda i: i % 3 == 0),
+    ("note <> 'x' AND (n < 3 OR n > 9) -- :x 100%", lambda i: i < 3 or i > 9),
+    ("n < 3 AND note <> 'x' OR n > 9 AND note <> 'x'", lambda i: i < 3 or i > 9),
+    ("note <> 'x' /* ? %s */ AND n IN (1, 2)", lambda i: i in (1, 2)),
+    ("note NOT IN ('x', ':y') AND n BETWEEN 5 AND 9", lambda i: 5 <= i <= 9),
+]
+
+
+def test_text_of_a_value_stands_as_it_is(engine: sa.Engine) -> None:
+    check_cases(engine, [("note LIKE 'row%'", sql, always(text)) for sql, text in VALUES.items()])
+
+
+def test_text_of_where_stands_as_it_is(engine: sa.Engine) -> None:
+    def expected(matches: Callable[[int], bool]) -> Callable[[int], str]:
+        return lambda i: "x" if matches(i) else f"row {i}"
+
+    check_cases(engine, [(sql, "'x'", expected(matches)) for sql, matches in CONDITIONS])
+
+
+def test_backslash_means_what_it_means_to_the_database(engine: sa.Engine) -> None:
+    text = r"'a\\:d\%'"
+    with engine.connect() as connection:
+        meaning = connection.execute(sa.select(sa.literal_column(text))).scalar_one()
+    check_cases(engine, [("note LIKE 'row%'", text, always(meaning))])
 
 
 @pytest.mark.requires("colon_casts")
 def test_casts_with_colons(engine: sa.Engine) -> None:
-    check_text(
-        engine,
-        "note::text LIKE 'row%' AND n::bigint > 3",
-        "n::text || '::%'",
-        lambda i: f"{i}::%" if i > 3 else f"row {i}",
-    )
+    where, value = "note::text LIKE 'row%' AND n::bigint > 3", "n::text || '::%'"
+    check_cases(engine, [(where, value, lambda i: f"{i}::%" if i > 3 else f"row {i}")])
 
 
 @pytest.mark.parametrize("text", ["note LIKE 'row%'", "note LIKE 'row%' -- :all"])
@@ -457,38 +464,30 @@ def test_text_of_where_holds_for_python_too(engine: sa.Engine, text: str) -> Non
             return {"note": f"%s :{row.id}"}
 
     complete(engine, Text, chunk_size=7)
-    assert read(engine, things, "note") == [f"%s :{i}" for i in range(30)]
+    assert read(engine, things, "note") == [f"%s :{i}" for i in range(NUMBERS)]
 
 
 # -- expressions -----------------------------------------------------------------------
 
 light = sa.table("things", sa.column("n"), sa.column("m"), sa.column("note"))
+note = sa.column("note", sa.String)
 
 
-@pytest.mark.parametrize(
-    ("where", "value", "expected"),
-    [
-        (sa.column("note") != "x", sa.literal("x"), lambda i: "x"),
-        (sa.column("note").like("row%"), sa.literal("100%:x"), lambda i: "100%:x"),
-        (light.c.note.startswith("row"), sa.func.replace(light.c.note, "row", "it"), lambda i: f"it {i}"),
-        (
-            sa.and_(light.c.n < 5, light.c.note.not_in(["low", "x"])),
-            sa.case((light.c.m < 100, "low"), else_="high"),
-            lambda i: "low" if i < 5 else f"row {i}",
-        ),
-        ("note <> 'x'", sa.func.coalesce(sa.null(), sa.literal("x")), lambda i: "x"),
-        (sa.column("note") != "x", "'x'", lambda i: "x"),
-        (
-            sa.and_(sa.column("note", sa.String) != "x", sa.tuple_(light.c.n, light.c.m) == (1, 7)),
-            "'x'",
-            lambda i: "x" if i == 1 else f"row {i}",
-        ),
-    ],
-)  # fmt: skip
-def test_expressions(
-    engine: sa.Engine, where: Any, value: Any, expected: Callable[[int], Any]
-) -> None:
-    check_text(engine, where, value, expected)
+def test_expressions(engine: sa.Engine) -> None:
+    replaced = sa.func.replace(light.c.note, "row", "it")
+    few = sa.and_(light.c.n < 5, light.c.note.not_in(["low", "x"]))
+    low = sa.case((light.c.m < 100, "low"), else_="high")
+    pair = sa.and_(note != "x", sa.tuple_(light.c.n, light.c.m) == (1, 7))
+    cases: list[Case] = [
+        (sa.column("note") != "x", sa.literal("x"), always("x")),
+        (sa.column("note").like("row%"), sa.literal("100%:x"), always("100%:x")),
+        (light.c.note.startswith("row"), replaced, lambda i: f"it {i}"),
+        (few, low, lambda i: "low" if i < 5 else f"row {i}"),
+        ("note <> 'x'", sa.func.coalesce(sa.null(), sa.literal("x")), always("x")),
+        (note != "x", "'x'", always("x")),
+        (pair, "'x'", lambda i: "x" if i == 1 else f"row {i}"),
+    ]
+    check_cases(engine, cases)
 
 
 def test_expression_that_looks_into_another_table(engine: sa.Engine) -> None:
@@ -498,7 +497,7 @@ def test_expression_that_looks_into_another_table(engine: sa.Engine) -> None:
         "names",
         sa.Column("n", sa.Integer, primary_key=True, autoincrement=False),
         sa.Column("note", sa.String(100)),
-        rows=[{"n": i, "note": f"name {i}"} for i in range(0, 30, 2)],
+        rows=[{"n": i, "note": f"name {i}"} for i in range(0, NUMBERS, 2)],
     )
     name = sa.select(names.c.note).where(names.c.n == light.c.n).scalar_subquery()
 
@@ -508,7 +507,7 @@ def test_expression_that_looks_into_another_table(engine: sa.Engine) -> None:
         values = {"note": name}  # noqa: RUF012
 
     complete(engine, Looks, chunk_size=7)
-    expected = [f"row {i}" if i % 2 else f"name {i}" for i in range(30)]
+    expected = [f"row {i}" if i % 2 else f"name {i}" for i in range(NUMBERS)]
     assert read(engine, things, "note") == expected
 
 
@@ -519,13 +518,13 @@ def test_where_and_values_as_methods(engine: sa.Engine) -> None:
         table = "things"
 
         def where(self, table: sa.Table) -> Any:
-            return table.c.m < 70
+            return table.c.m < 35
 
         def values(self, table: sa.Table) -> Row:
             return {"n": table.c.n + table.c.m, "m": "m + 1000"}
 
     complete(engine, Methods, chunk_size=7)
-    expected = [(8 * i, 7 * i + 1000) if i < 10 else (i, 7 * i) for i in range(30)]
+    expected = [(8 * i, 7 * i + 1000) if i < 5 else (i, 7 * i) for i in range(NUMBERS)]
     assert read(engine, things, "n", "m") == expected
 
 
@@ -554,7 +553,7 @@ def test_values_are_those_from_before_the_statement(engine: sa.Engine) -> None:
         values = {"n": "m", "m": "n"}  # noqa: RUF012
 
     complete(engine, Swap, chunk_size=7)
-    assert read(engine, things, "n", "m") == [(7 * i, i) for i in range(30)]
+    assert read(engine, things, "n", "m") == [(7 * i, i) for i in range(NUMBERS)]
 
 
 class Base(DeclarativeBase):
@@ -575,7 +574,7 @@ def test_mapped_class_is_taken_and_warned_about(engine: sa.Engine) -> None:
 
         class Mapping(Backfill):
             table = Thing
-            where = sa.and_(Thing.number < 20, Thing.note.startswith("row"))
+            where = sa.and_(Thing.number < 9, Thing.note.startswith("row"))
             values = {  # noqa: RUF012
                 "note": "'x'",
                 "n": Thing.number + Thing.m,
@@ -583,5 +582,5 @@ def test_mapped_class_is_taken_and_warned_about(engine: sa.Engine) -> None:
             }
 
     complete(engine, Mapping, chunk_size=7)
-    expected = [("x", 8 * i) if i < 20 else (f"row {i}", i) for i in range(30)]
+    expected = [("x", 8 * i) if i < 9 else (f"row {i}", i) for i in range(NUMBERS)]
     assert read(engine, things, "note", "n") == expected

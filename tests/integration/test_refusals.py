@@ -333,7 +333,7 @@ def test_methods_that_return_something_wrong(engine: sa.Engine) -> None:
 
 def test_column_that_the_key_names_twice(engine: sa.Engine) -> None:
     message = refused(engine, make_people(engine), {"key": ["id", "id"]})
-    check(message, "key", "'id'")
+    check(message, "`key` names a column twice")
 
 
 # -- what a project declares -----------------------------------------------------------
