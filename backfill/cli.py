@@ -378,6 +378,7 @@ def _stop_on_signals(budget: Budget) -> None:
         if budget.stop.is_set():
             os._exit(EXIT_STOPPED)
         budget.ask_to_stop(f"by {signal.Signals(number).name}")
+        click.echo("Stopping after this chunk; Ctrl-C again stops now.", err=True)
 
     signal.signal(signal.SIGINT, handle)
     signal.signal(signal.SIGTERM, handle)

@@ -11,10 +11,11 @@ import sqlalchemy as sa
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from backfill import Backfill, chunks
-from backfill.chunks import Chunk, Walk, count_pending, last_key
+from backfill import Backfill, chunks, proof
+from backfill.chunks import Chunk, Walk, last_key
 from backfill.dialects import dialect_for
 from backfill.keys import START
+from backfill.proof import any_pending, count_pending
 from backfill.targets import Target, bind
 from tests.integration.support import make
 
@@ -51,7 +52,8 @@ sizes = st.lists(st.integers(1, STRIDE), min_size=1, max_size=4)
 
 @pytest.fixture(autouse=True)
 def short_strides(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunks, "LONGEST_STRIDE", STRIDE)
+    for module in (chunks, proof):
+        monkeypatch.setattr(module, "LONGEST_STRIDE", STRIDE)
 
 
 @pytest.fixture
@@ -198,26 +200,41 @@ def test_chunks_cover_every_row_once(
     check()
 
 
-@every_way
-def test_count_of_pending_rows(engine: sa.Engine, table: sa.Table, way: type[Backfill]) -> None:
+@pytest.mark.parametrize("way", [SetBased, Python])
+def test_proof_sees_every_pending_row(
+    engine: sa.Engine, table: sa.Table, way: type[Backfill]
+) -> None:
     target = bound(engine, way)
 
     @examples
-    @given(tables(), st.integers(1, 60), st.integers(0, 5))
-    def check(drawn: tuple[Keys, Keys], enough: int, bad: int) -> None:
+    @given(tables(), st.sampled_from([0, 1, 5, 1000]))
+    def check(drawn: tuple[Keys, Keys], bad: int) -> None:
         keys, pending = drawn
-        todo = pending if way.where else keys
-        quarantined = todo[::7][:bad] if way.where else []
+        quarantined = pending[::-1][:bad]
         with holding(engine, table, keys, pending) as connection:
-            with Scans(connection.engine, keys, todo) as scans:
-                assert count_pending(connection, target) == len(todo)
+            with Scans(connection.engine, keys, pending) as scans:
+                assert count_pending(connection, target) == len(pending)
             assert max(scans.rows, default=0) <= STRIDE
-            left = count_pending(connection, target, quarantined)
-            assert left == len(todo) - len(quarantined)
-            found = count_pending(connection, target, enough=enough)
-            assert min(enough, len(todo)) <= found <= len(todo)
+            assert any_pending(connection, target) == bool(pending)
+            left = len(pending) > len(quarantined)
+            assert any_pending(connection, target, quarantined) == left
 
     check()
+
+
+@pytest.mark.parametrize("way", [SetBased, Python])
+def test_proof_takes_one_statement_a_stride(
+    engine: sa.Engine, table: sa.Table, way: type[Backfill]
+) -> None:
+    target = bound(engine, way)
+    expected = {0: 1, STRIDE - 1: 1, STRIDE: 2, len(NUMBERED) - 1: len(NUMBERED) // STRIDE}
+    for pending, statements in expected.items():
+        with (
+            holding(engine, table, NUMBERED, [NUMBERED[pending]]) as connection,
+            Scans(connection.engine, NUMBERED, []) as scans,
+        ):
+            assert any_pending(connection, target)
+        assert len(scans.rows) == statements
 
 
 NUMBERED: Keys = [(i, 0) for i in range(400)]
