@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sqlalchemy as sa
 
-from tests.acceptance.test_kill import (
+from tests.acceptance.counting import (
     PATIENCE_SECONDS,
     PYTHON,
     events,

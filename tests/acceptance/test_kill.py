@@ -1,69 +1,33 @@
-"""SIGKILL at random points; then the same command goes on, and every row is counted once.
-
-The project and the helpers here serve the other acceptance tests too. Their oracle: `n = n + 1`
-cannot be applied twice, or left out, without leaving a trace.
-"""
+"""SIGKILL at random points; then the same command goes on, and every row is counted once."""
 
 from __future__ import annotations
 
-import json
-import os
-import random
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-import sqlalchemy as sa
+
+from tests.acceptance.counting import (
+    PYTHON,
+    SET_BASED,
+    assert_counts,
+    has_committed,
+    last_words,
+    prepare,
+    seeded_dice,
+    values_of_n,
+    wait_until,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import sqlalchemy as sa
 
-    from tests.projects import AlembicProject, Started
+    from tests.projects import AlembicProject
 
-PATIENCE_SECONDS = 45.0
 KILLS = 7  # in each of three tests a database
+KILLS_IN_THE_START = {1, 4}
 ROWS = 40_000
 ROWS_FOR_PYTHON = 12_000
-
-counters = sa.Table(
-    "counters",
-    sa.MetaData(),
-    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("n", sa.Integer, nullable=False),
-)
-
-CREATE_COUNTERS = '''
-import os
-import time
-
-from backfill import Backfill
-
-
-def upgrade():
-    op.create_table(
-        "counters",
-        sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
-        sa.Column("n", sa.Integer, nullable=False),
-    )
-
-
-class CountUp(Backfill):
-    """Add one to every row."""
-
-    table = "counters"
-'''
-SET_BASED = CREATE_COUNTERS + '    values = {"n": "n + 1"}\n'
-PYTHON = (
-    CREATE_COUNTERS
-    + """
-    reads = ["n"]
-    writes = ["n"]
-
-    def transform(self, row):
-        time.sleep(float(os.environ.get("ROW_SECONDS", 0)))
-        return {"n": row.n + 1}
-"""
-)
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -87,23 +51,15 @@ def test_python_run_survives_kills(
 
 def kill_often(project: AlembicProject, workers: int) -> None:
     dice = seeded_dice()
-    before = 0
-    for _ in range(KILLS):
+    for kill in range(KILLS):
         process = project.start("run", "--json", "--chunk-size=7", f"--workers={workers}")
-        wait_for_a_moment(process, dice)
+        if kill in KILLS_IN_THE_START:
+            time.sleep(dice.uniform(0, 1))
+        else:
+            wait_until(lambda: has_committed(process), process)  # noqa: B023 (called at once)
+            time.sleep(dice.uniform(0, 0.2))
         assert process.poll() is None, f"it ended too early: {last_words(process)}"
         process.end()
-        before += has_committed(process)
-    assert before >= KILLS / 2, "most kills were meant to land between two chunks of a run"
-
-
-def wait_for_a_moment(process: Started, dice: random.Random) -> None:
-    """Mostly a moment in the middle of the work; now and then one in the start."""
-    if dice.random() < 0.25:
-        time.sleep(dice.uniform(0, 1))
-    else:
-        wait_until(lambda: has_committed(process), process)
-        time.sleep(dice.uniform(0, 0.2))
 
 
 def assert_next_run_completes(project: AlembicProject, engine: sa.Engine, rows: int) -> None:
@@ -114,91 +70,3 @@ def assert_next_run_completes(project: AlembicProject, engine: sa.Engine, rows: 
     assert seconds < 15, "it waited for the lease of the killed runner (30 s)"
     assert values_of_n(engine) == {1: rows}
     assert_counts(project, rows)
-
-
-# -- helpers for the other acceptance tests ------------------------------------------------------
-
-
-def prepare(project: AlembicProject, engine: sa.Engine, body: str, rows: int) -> None:
-    """Apply a revision with a backfill over `counters`, and fill the table."""
-    project.revision("a1", body=body)
-    project.alembic("upgrade", "head")
-    add_counters(engine, rows)
-
-
-def add_counters(engine: sa.Engine, rows: int) -> None:
-    with engine.begin() as connection:
-        connection.execute(sa.insert(counters), [{"id": i, "n": 0} for i in range(1, rows + 1)])
-
-
-def values_of_n(engine: sa.Engine) -> dict[int, int]:
-    """How many rows have which number."""
-    query = sa.select(counters.c.n, sa.func.count().label("rows")).group_by(counters.c.n)
-    with engine.connect() as connection:
-        return {row.n: row.rows for row in connection.execute(query)}
-
-
-def status(project: AlembicProject, *names: str) -> dict[str, Any]:
-    """What `backfill status --json` says of a single backfill."""
-    done = project.backfill("status", "--json", *names)
-    assert done.returncode == 0, done.stderr
-    (document,) = json.loads(done.stdout)
-    assert isinstance(document, dict)
-    return document
-
-
-def assert_counts(
-    project: AlembicProject, rows: int, *, scanned: int | None = None, state: str = "succeeded"
-) -> None:
-    document = status(project)
-    found = (document["status"], document["rows_changed"], document["rows_scanned"])
-    assert found == (state, rows, rows if scanned is None else scanned)
-    assert sum(found["rows_changed"] for found in document["ranges"]) == rows
-
-
-def events(process: Started) -> list[dict[str, Any]]:
-    """What `run --json` has printed so far, without a line that is still being written."""
-    lines = process.read_stdout().split("\n")[:-1]
-    return [json.loads(line) for line in lines]
-
-
-def has_committed(process: Started) -> bool:
-    return '"event": "chunk"' in process.read_stdout()
-
-
-def rows_changed_by(process: Started) -> int:
-    return sum(event["changed"] for event in events(process) if event["event"] == "chunk")
-
-
-def last_words(process: Started) -> str:
-    """For messages of failed assertions."""
-    lines = process.read_stdout().splitlines()[-1:] + process.read_stderr().splitlines()[-20:]
-    return "\n".join([f"exit code {process.poll()}", *lines])
-
-
-def wait_until(
-    condition: Callable[[], bool],
-    process: Started | None = None,
-    seconds: float = PATIENCE_SECONDS,
-) -> None:
-    """Poll until the condition holds; fails when the process has ended, or after too long."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if process is not None and process.poll() is not None:
-            pytest.fail(f"it ended too early: {last_words(process)}")
-        if time.monotonic() > deadline:
-            pytest.fail(f"nothing happened in {seconds} s")
-        time.sleep(0.005)
-
-
-def start_and_wait_for_a_chunk(project: AlembicProject, *arguments: str) -> Started:
-    process = project.start("run", "--json", *arguments)
-    wait_until(lambda: has_committed(process), process)
-    return process
-
-
-def seeded_dice() -> random.Random:
-    """Random numbers which ACCEPTANCE_SEED repeats; pytest shows the seed of a failed test."""
-    seed = int(os.environ.get("ACCEPTANCE_SEED", random.randrange(1_000_000)))
-    print(f"ACCEPTANCE_SEED={seed}")
-    return random.Random(seed)

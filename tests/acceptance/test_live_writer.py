@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from tests.acceptance.test_kill import (
+from tests.acceptance.counting import (
     PATIENCE_SECONDS,
     last_words,
     seeded_dice,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.acceptance.test_kill import (
+from tests.acceptance.counting import (
     CREATE_COUNTERS,
     PATIENCE_SECONDS,
     PYTHON,
