@@ -76,7 +76,9 @@ class RowsWriter(Writer):
     def compute(self, chunk: Chunk, pulse: Callable[[], None]) -> Chunk:
         assert chunk.page is not None
         known = self._results
-        stale = [r for r in chunk.page if r.key not in known or not _same(known[r.key].row, r.row)]
+        stale = [
+            r for r in chunk.page if r.key not in known or not self._same(known[r.key].row, r.row)
+        ]
         kept = {r.key: known[r.key] for r in chunk.page if r.key in known}
         started = time.perf_counter()
         self._results = {**kept, **self._computed(stale, pulse)}
@@ -132,6 +134,14 @@ class RowsWriter(Writer):
         """Return the row for Python; a copy where it could change what was read in place."""
         return deepcopy(read.row) if self._is_mutable else read.row
 
+    def _same(self, before: Any, now: Any) -> bool:
+        """Whether two reads of a row are equal; NaN equals itself, and in JSON 1 is not true."""
+        if self._is_mutable:
+            return repr(before) == repr(now)
+        return bool(before == now) or all(
+            a == b or (a != a and b != b) for a, b in zip(before, now, strict=True)
+        )
+
     def _failed(self, read: PageRow, error: Exception) -> _Result:
         self.first_stack = self.first_stack or stack(error)
         return _Result(read.row, error=describe(error, self.target.dialect))
@@ -161,7 +171,9 @@ class RowsWriter(Writer):
             return Written(0)
         current = self.walk.locked(connection, self.target, chunk)
         known = self._results
-        changed = [r for r in current if r.key not in known or not _same(known[r.key].row, r.row)]
+        changed = [
+            r for r in current if r.key not in known or not self._same(known[r.key].row, r.row)
+        ]
         if changed:
             if len(changed) > 1 and len(changed) * self._seconds_per_row > UNDER_LOCK_SECONDS:
                 raise RowsChanged(tuple(current))
@@ -193,10 +205,3 @@ class RowsWriter(Writer):
                 ),
             )
         return self._updates[columns]
-
-
-def _same(before: Any, now: Any) -> bool:
-    """Whether two reads of a row are equal; NaN equals itself here."""
-    return bool(before == now) or all(
-        a == b or (a != a and b != b) for a, b in zip(before, now, strict=True)
-    )
