@@ -134,8 +134,12 @@ class RowsWriter(Writer):
         """Return the row for Python; a copy where it could change what was read in place."""
         return deepcopy(read.row) if self._is_mutable else read.row
 
-    def _same(self, before: Any, now: Any) -> bool:
-        """Whether two reads of a row are equal; NaN equals itself, and in JSON 1 is not true."""
+    def _is_known(self, read: PageRow) -> bool:
+        """Whether a row was computed as it is now; NaN equals itself, in JSON 1 is not true."""
+        result = self._results.get(read.key)
+        if result is None:
+            return False
+        before, now = result.row, read.row
         if self._is_mutable:
             return repr(before) == repr(now)
         return bool(before == now) or all(
