@@ -76,9 +76,7 @@ class RowsWriter(Writer):
     def compute(self, chunk: Chunk, pulse: Callable[[], None]) -> Chunk:
         assert chunk.page is not None
         known = self._results
-        stale = [
-            r for r in chunk.page if r.key not in known or not self._same(known[r.key].row, r.row)
-        ]
+        stale = [read for read in chunk.page if not self._is_known(read)]
         kept = {r.key: known[r.key] for r in chunk.page if r.key in known}
         started = time.perf_counter()
         self._results = {**kept, **self._computed(stale, pulse)}
@@ -175,9 +173,7 @@ class RowsWriter(Writer):
             return Written(0)
         current = self.walk.locked(connection, self.target, chunk)
         known = self._results
-        changed = [
-            r for r in current if r.key not in known or not self._same(known[r.key].row, r.row)
-        ]
+        changed = [read for read in current if not self._is_known(read)]
         if changed:
             if len(changed) > 1 and len(changed) * self._seconds_per_row > UNDER_LOCK_SECONDS:
                 raise RowsChanged(tuple(current))
