@@ -237,8 +237,12 @@ def verify(context: Context, names: tuple[str, ...], as_json: bool) -> None:
     else:
         for row in document:
             pending = row["pending"]
-            text = "not complete (no `where` to count by)" if pending is None else f"{pending:,}"
-            click.echo(f"{row['name']}: {text} pending")
+            text = (
+                "not complete; no `where` to count by"
+                if pending is None
+                else f"{pending:,} pending"
+            )
+            click.echo(f"{row['name']}: {text}")
     if any(row["pending"] != 0 for row in document):
         sys.exit(EXIT_FAILED)
 
@@ -257,6 +261,8 @@ def check(context: Context, names: tuple[str, ...], as_json: bool) -> None:
         for row in document:
             state = "complete" if row["complete"] else f"not complete: {row['reason']}"
             click.echo(f"{row['name']}: {state}")
+        if not document:
+            click.echo("No backfill is due.")
     if not all(row["complete"] for row in document):
         sys.exit(EXIT_FAILED)
 
@@ -297,8 +303,12 @@ def run(
     codes = [EXIT_COMPLETE]
     try:
         for one in due:
+            if not names and _was_cancelled(context, one):
+                click.echo(f"{one.name}: was cancelled; name it to begin anew", err=True)
+                codes.append(EXIT_FAILED)
+                continue
             codes.append(
-                _run_one(context, one, options, budget, report, names, accept_change=accept_change)
+                _run_one(context, one, options, budget, report, accept_change=accept_change)
             )
             if codes[-1] in (EXIT_FAILED, EXIT_STOPPED):
                 break
@@ -332,13 +342,9 @@ def _run_one(
     options: dict[str, Any],
     budget: Budget,
     report: Reporter,
-    names: Sequence[str],
     *,
     accept_change: bool,
 ) -> int:
-    if not names and _was_cancelled(context, one):
-        click.echo(f"{one.name}: was cancelled; `backfill run {one.name}` begins anew", err=True)
-        return EXIT_FAILED
     runner = Runner(
         context.target(one), context.store, context.settings(one, options), budget, report
     )

@@ -30,7 +30,8 @@ def status(document: list[dict[str, Any]]) -> Iterator[str]:
 
 def _status_lines(row: dict[str, Any]) -> Iterator[str]:
     estimated = row["rows_estimated"]
-    about = f" of about {estimated:,}" if estimated is not None else ""
+    is_done = row["status"] == "succeeded" or estimated is None
+    about = "" if is_done else f" of about {estimated:,}"
     if row["ranges"]:
         yield f"{row['rows_scanned']:,}{about} rows scanned, {row['rows_changed']:,} changed"
     if row["rows_per_second"]:
@@ -39,7 +40,7 @@ def _status_lines(row: dict[str, Any]) -> Iterator[str]:
         yield f"{row['rows_per_second']:,.0f} rows/s{tail}"
     if row["throttled"]:
         yield f"waits: {row['throttled']}"
-    if row["failures"]:
+    if row["failures"] and not row["error"]:
         yield f"{row['failures']:,} rows quarantined: see `backfill failures {row['name']}`"
     if row["error"]:
         yield f"error: {row['error']}"

@@ -128,7 +128,7 @@ def _run_env(config: Config, script: ScriptDirectory) -> _Captured:
     try:
         with EnvironmentContext(config, script, fn=look, dont_mutate=True):
             script.run_env()
-    except (CommandError, sa.exc.SQLAlchemyError) as error:
+    except (CommandError, ImportError, sa.exc.SQLAlchemyError) as error:
         raise ConfigurationError(
             f"{script.env_py_location} could not be run: {_scrubbed(error, config)}"
         ) from error
@@ -168,7 +168,7 @@ def _elsewhere(config: Config, script: ScriptDirectory, captured: _Captured, url
                 },
             )
             return Project(config, script, engine, tuple(context.get_current_heads()))
-    except sa.exc.SQLAlchemyError as error:
+    except (ImportError, sa.exc.SQLAlchemyError) as error:
         shown = sa.make_url(url).render_as_string(hide_password=True)
         text = f"{shown} cannot be reached: {_scrubbed(error, config)}"
         raise ConfigurationError(text) from error

@@ -32,9 +32,10 @@ def incomplete_reason(
     succeeded, or the table is empty.
     """
     if target.pending is not None:
-        if any_pending(connection, target, reading=reading):
-            return f"rows of {target.table.fullname} are pending"
-        return None
+        if not any_pending(connection, target, reading=reading):
+            return None
+        with reading():
+            return f"rows of {target.table.fullname} are pending{_quarantine(connection, target)}"
     with reading():
         if last_key(connection, target.key) == START:
             return None
@@ -43,6 +44,14 @@ def incomplete_reason(
     if run is None:
         return "it was never run"
     return None if run.status is Status.SUCCEEDED else f"its run is {run.status.value}"
+
+
+def _quarantine(connection: sa.Connection, target: Target) -> str:
+    """Say that running again will not help, where rows are in quarantine."""
+    name = target.declaration.name
+    run = store.current(connection, name) if store.exists(connection) else None
+    rows = store.count_failures(connection, run) if run is not None else 0
+    return f", {rows:,} of them quarantined (see `backfill failures {name}`)" if rows else ""
 
 
 def any_pending(

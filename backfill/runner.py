@@ -118,6 +118,8 @@ class Runner:
         run = self.store.current(self.name)
         fingerprint = self.target.declaration.fingerprint()
         if run is not None and not run.is_over:
+            if run.status is Status.PAUSED:
+                return run
             if run.fingerprint != fingerprint and not accept_change:
                 raise DeclarationChanged(self.name)
             if run.fingerprint != fingerprint:

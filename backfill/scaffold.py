@@ -11,6 +11,8 @@ from backfill.discovery import FOLDER
 from backfill.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from alembic.script import ScriptDirectory
 
 _TEMPLATE = '''\
@@ -70,9 +72,17 @@ def write_class(script: ScriptDirectory, name: str, revision: str, table: str) -
     return [path, *_import_us(script, source)]
 
 
+def _imports_us(module: ModuleType) -> bool:
+    ours = ("backfill", "backfill.declaration")
+    return any(
+        getattr(value, "__module__", getattr(value, "__name__", None)) in ours
+        for value in vars(module).values()
+    )
+
+
 def _import_us(script: ScriptDirectory, source: Path) -> list[Path]:
     """Alembic's own commands load the revisions and nothing else of ours."""
-    if any("backfill" in vars(revision.module) for revision in script.walk_revisions()):
+    if any(_imports_us(revision.module) for revision in script.walk_revisions()):
         return []
     lines = source.read_text(encoding="utf-8").splitlines(keepends=True)
     place = next(

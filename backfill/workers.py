@@ -421,7 +421,7 @@ class Worker:
             raise RunFailed(
                 f"more than max_failures = {self.settings.max_failures} rows cannot be written, for"
                 f" example: {failures[0].error}. Mend the cause and run again; what is"
-                " committed stays."
+                " committed stays. If all rows fail alike, it is the declaration and not the rows."
             )
 
     # -- doubt ---------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from backfill.dialects import ErrorKind, Limits
 from backfill.errors import LeaseLost, StateError
 from backfill.runs import Status, check_transition
 from backfill.store import quarantine, ranges, runs
+from backfill.store.quarantine import count as count_failures
 from backfill.store.runs import current, exists
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from backfill.keys import KeyValues
     from backfill.runs import Checkpoint, Failure, KeyRange, Lease, NewRun, Run
 
-__all__ = ["Store", "current", "exists"]
+__all__ = ["Store", "count_failures", "current", "exists"]
 
 logger = logging.getLogger(__name__)
 
