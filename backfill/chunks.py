@@ -109,8 +109,9 @@ class Ranged(Generic[T]):
 class Walk:
     """Cuts one key range into chunks.
 
-    Pending rows are read where Python computes them; else they are looked at only where they
-    are sparse. `quarantined` keys are passed over.
+    Pending rows are read where Python computes them, or where only they tell how many an
+    `apply` changes; else they are looked at only where they are sparse. `quarantined` keys are
+    passed over.
     """
 
     def __init__(
@@ -126,6 +127,7 @@ class Walk:
         self._stride = 0
         self.pending = pending_condition(target, quarantined)
         self._reader = _RowReader(target) if target.computes else None
+        self._always_looks = target.computes or target.is_custom
         self._bound = Ranged(target.key, self._build_bound)
         self._count = Ranged(target.key, self._build_count)
         self._page = Ranged(target.key, self._build_page)
@@ -150,7 +152,7 @@ class Walk:
         while True:
             stride = size if self.pending is None else max(size, self._stride)
             end, passed, is_last = self.bounded(connection, start, upper, stride)
-            if not self._reader and stride == size:
+            if stride == size and not (self._always_looks and self.pending is not None):
                 return Chunk(after, end, scanned + passed, is_last)
             page = self.page(connection, start, end, size)
             if len(page) == size and page[-1].key != end:

@@ -55,6 +55,11 @@ class Target:
         return not all(isinstance(column.type, _IMMUTABLE) for column in self.reads)
 
     @property
+    def is_custom(self) -> bool:
+        """Whether statements of the user's own do the work."""
+        return self.declaration.level is Level.CUSTOM
+
+    @property
     def computes(self) -> bool:
         """Whether Python works out what is written, so that rows are read."""
         return self.declaration.level is Level.ROWS
