@@ -131,6 +131,7 @@ class Walk:
         self._bound = Ranged(target.key, self._build_bound)
         self._count = Ranged(target.key, self._build_count)
         self._page = Ranged(target.key, self._build_page)
+        self._whole = Ranged(target.key, self._select)
 
     def next(
         self,
@@ -167,6 +168,10 @@ class Walk:
                 return Chunk(after, end, scanned, is_last, page)
             start = end
 
+    def shorten(self) -> None:
+        """Scan no further than a chunk's rows, after a statement that took too long."""
+        self._stride = 0
+
     def learn(self, chunk: Chunk, changed: int) -> None:
         """Lengthen the stride after a chunk in which little was to do."""
         if chunk.page is None and self.pending is not None:
@@ -186,8 +191,8 @@ class Walk:
 
     def whole_page(self, connection: sa.Connection, chunk: Chunk) -> Chunk:
         """Return the chunk with all its pending rows read."""
-        page = self.page(connection, chunk.after, chunk.upto, max(chunk.scanned, 1))
-        return replace(chunk, page=page)
+        statement, parameters = self._whole.between(chunk.after, chunk.upto)
+        return replace(chunk, page=self._rows(connection.execute(statement, parameters)))
 
     def locked(self, connection: sa.Connection, target: Target, chunk: Chunk) -> list[PageRow]:
         """Read a chunk's pending rows again, under locks that are refused rather than awaited."""

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from backfill import store
 from backfill.chunks import LONGEST_STRIDE, Ranged, Walk, last_key, pending_condition
+from backfill.dialects import ErrorKind
 from backfill.keys import START
 from backfill.runs import Status
 
@@ -72,11 +73,17 @@ def any_pending(
     strides = Ranged(key, lambda within: _last_or_pending(target, pending, within))
     with reading():
         upper = last_key(connection, key)
-    after = START
+    after, stride = START, LONGEST_STRIDE
     while after != upper:
         statement, parameters = strides.between(after, upper)
-        with reading():
-            row = connection.execute(statement, parameters).first()
+        try:
+            with reading():
+                row = connection.execute(statement, {**parameters, "stride": stride}).first()
+        except sa.exc.DBAPIError as error:
+            if target.dialect.error_kind(error) is not ErrorKind.TOO_SLOW or stride == 1:
+                raise
+            stride //= 2
+            continue
         if row is None:
             return False
         if row.is_pending:
@@ -98,12 +105,18 @@ def count_pending(
     )
     with reading():
         upper = last_key(connection, target.key)
-    found, after = 0, START
+    found, after, stride = 0, START, LONGEST_STRIDE
     while after != upper:
-        with reading():
-            end, _, _ = walk.bounded(connection, after, upper, LONGEST_STRIDE)
-            statement, parameters = counting.between(after, end)
-            found += int(connection.execute(statement, parameters).scalar_one())
+        try:
+            with reading():
+                end, _, _ = walk.bounded(connection, after, upper, stride)
+                statement, parameters = counting.between(after, end)
+                found += int(connection.execute(statement, parameters).scalar_one())
+        except sa.exc.DBAPIError as error:
+            if target.dialect.error_kind(error) is not ErrorKind.TOO_SLOW or stride == 1:
+                raise
+            stride //= 2
+            continue
         after = end
     return found
 
@@ -116,7 +129,7 @@ def _last_or_pending(
         sa.select(*target.key.selected, flag)
         .where(within)
         .order_by(*target.key.columns)
-        .limit(LONGEST_STRIDE)
+        .limit(sa.bindparam("stride", type_=sa.Integer()))
         .subquery("stride")
     )
     keys = [column for column in stride.c if column.name != "is_pending"]

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from backfill import owners, retries
 from backfill.dialects import Limits
 from backfill.errors import (
@@ -43,6 +45,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _OLDER_TRANSACTIONS_SECONDS = 0.2
+_ALIKE = 3
+"""So many passes that change the same number of rows go nowhere."""
 
 
 class Outcome(Enum):
@@ -81,6 +85,8 @@ class Runner:
         self.budget = budget
         self.report = report
         self.name = target.declaration.name
+        self._changed: list[int] = []
+        """Rows changed by each pass that this command has seen to its end."""
         self.limits = Limits.of(settings, label=f"backfill: {self.name}")
 
     def run(self, *, accept_change: bool = False) -> Result:
@@ -91,8 +97,8 @@ class Runner:
             return Result(Outcome.COMPLETE, "already complete")
         if run.status is Status.PAUSED:
             return Result(Outcome.STOPPED, f"is paused; `backfill resume {self.name}` first")
-        self.budget.begin(failures=self.store.totals(run)[1])
         try:
+            self.budget.begin(failures=self._patiently(self.store.totals, run)[1])
             while True:
                 self.walk_pass(run)
                 self._patiently(self._resume_running, run)
@@ -100,7 +106,6 @@ class Runner:
                     return self._patiently(self.finish, run)
                 run = self._patiently(self.next_pass, run)
         except Stopped:
-            self.store.rest(run)
             return self._stopped(run)
         except (LeaseLost, InvalidTransition):
             return self._revoked(run)  # somebody else decided what becomes of the run
@@ -176,15 +181,16 @@ class Runner:
 
     def walk_pass(self, run: Run) -> None:
         """Let the workers walk every range of the pass. Raises Stopped, LeaseLost, LeaseHeld."""
-        with ThreadPoolExecutor(self.settings.workers, thread_name_prefix="backfill") as pool:
-            futures = [pool.submit(self._worker(run).work) for _ in range(self.settings.workers)]
+        workers = [self._patiently(self._worker, run) for _ in range(self.settings.workers)]
+        with ThreadPoolExecutor(len(workers), thread_name_prefix="backfill") as pool:
+            futures = [pool.submit(worker.work) for worker in workers]
             while wait(futures, timeout=0.2, return_when=FIRST_EXCEPTION).not_done:
                 if any(f.done() and f.exception() for f in futures):
                     self.budget.break_off()
         errors = [e for e in (future.exception() for future in futures) if e is not None]
         for error in sorted(errors, key=lambda e: isinstance(e, Stopped)):
             raise error
-        self._wait_for_others(run)
+        self._patiently(self._wait_for_others, run)
 
     def _worker(self, run: Run) -> Worker:
         return Worker(
@@ -232,19 +238,19 @@ class Runner:
 
     def next_pass(self, run: Run) -> Run:
         """Begin another sweep over the rows that are pending again. Raises RunFailed."""
-        changed = self.store.changed_in_pass(run, run.pass_number)
-        before = self.store.changed_in_pass(run, run.pass_number - 1)
-        if changed == 0 or (run.pass_number > 2 and changed == before):
+        self._changed.append(self.store.changed_in_pass(run, run.pass_number))
+        last = self._changed[-_ALIKE:]
+        if len(last) == _ALIKE and len(set(last)) == 1:
             raise RunFailed(
-                "rows still match `where` after they were done: what is written leaves them"
-                " pending (perhaps NULL, or transform() returned None). Narrow `where`, or write"
-                " a value that ends it."
+                f"{_ALIKE} sweeps in a row changed {last[0]:,} rows, and some still match `where`:"
+                " it seems that what is written leaves them pending (perhaps NULL, or transform()"
+                " returned None). Narrow `where`, or write a value that ends it, and run again."
             )
-        if run.pass_number >= self.settings.max_passes:
+        if len(self._changed) > self.settings.max_passes:
             raise RunFailed(
-                f"rows were still pending after {run.pass_number} passes, {changed:,} in the last:"
-                " somebody keeps writing rows that match `where`. Deploy the code that fills the"
-                " columns first, then run again."
+                f"rows were still pending after {len(self._changed)} sweeps, {last[-1]:,} in the"
+                " last: somebody keeps writing rows that match `where`. Deploy the code that fills"
+                " the columns first, then run again."
             )
         with self._reading() as connection:
             bounds = cut_table(connection, self.target, run.rows_estimated, self.settings.workers)
@@ -268,13 +274,17 @@ class Runner:
                 f"finished, but {quarantined:,} rows are quarantined: see"
                 f" `backfill failures {self.name}`"
             )
-            self.store.move(self.name, Status.FAILED, error=text)
+            self.store.move(self.name, Status.FAILED, error=text, only=run)
             return self._ended(run, Outcome.QUARANTINED, Status.FAILED, text)
-        self.store.move(self.name, Status.SUCCEEDED)
+        self.store.move(self.name, Status.SUCCEEDED, only=run)
         text = f"complete, {changed:,} rows changed"
         return self._ended(run, Outcome.COMPLETE, Status.SUCCEEDED, text)
 
     def _stopped(self, run: Run) -> Result:
+        try:
+            self.store.rest(run)
+        except SQLAlchemyError as error:  # the leases tell that nobody works on it
+            self._say("message", f"status not written: {describe(error, self.target.dialect)}")
         text = f"stopped: {self.budget.reason}; `backfill run {self.name}` goes on"
         return self._ended(run, Outcome.STOPPED, Status.PENDING, text)
 
@@ -297,8 +307,8 @@ class Runner:
         status = retries.status_after(error, self.target.dialect.error_kind)
         try:
             self._resume_running(run)
-            self.store.move(self.name, status, error=text)
-        except InvalidTransition:
+            self.store.move(self.name, status, error=text, only=run)
+        except (InvalidTransition, LeaseLost):
             return self._revoked(run)
         except Exception as second:
             why = describe(second, self.target.dialect)
@@ -314,7 +324,7 @@ class Runner:
         """Say in the run's status that we work on it, where no range was left to claim."""
         now = self.store.current(self.name)
         if now is not None and now.id == run.id and now.status in (Status.PENDING, Status.FAILED):
-            self.store.move(self.name, Status.RUNNING)
+            self.store.move(self.name, Status.RUNNING, only=run)
 
     def _patiently(self, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Repeat a step between two passes while the database cannot be asked."""

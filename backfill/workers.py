@@ -255,8 +255,9 @@ class Worker:
         try:
             if self._lease is not None and not self._in_doubt:
                 self.store.release(self._lease)
-        except Exception:
-            logger.warning("The lease could not be given back; it ends by itself.", exc_info=True)
+        except Exception as error:
+            why = describe(error, self.dialect)
+            logger.warning("The lease could not be given back, it ends by itself: %s", why)
 
     # -- chunks --------------------------------------------------------------------------
 
@@ -444,8 +445,9 @@ class Worker:
             self._renewed = self.clock()
 
     def _recover(self, error: BaseException, policy: Policy, attempt: int) -> None:
-        if policy.halve:
+        if policy.halve or attempt > 1:  # a chunk that loses its connection twice may be too large
             self.sizer.halve()
+            self.walk.shorten()
         if policy.doubt:
             self._in_doubt = True
             self._drop_connection()

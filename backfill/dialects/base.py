@@ -364,7 +364,7 @@ def _roll_back(connection: sa.Connection, transaction: sa.Transaction) -> None:
             connection.connection.rollback()
     except Exception:
         # The connection is beyond use; the server rolls back when it notices.
-        logger.debug("rollback failed", exc_info=True)
+        logger.debug("rollback failed")
 
 
 def _walk_in_steps(

@@ -76,7 +76,7 @@ class Store:
                     ) from error
                 if attempt == _CREATE_TRIES - 1:
                     raise
-                logger.debug("another runner creates the tables", exc_info=True)
+                logger.debug("another runner creates the tables")
                 time.sleep(0.1 * (attempt + 1))
 
     # -- runs --------------------------------------------------------------------------
@@ -94,7 +94,7 @@ class Store:
                 ranges.insert(connection, self._dialect, run_id, 1, bounds)
                 self._note(connection, new.name, run_id, "created", f"{len(bounds)} key ranges")
         except sa.exc.IntegrityError:
-            logger.debug("another runner created this run first", exc_info=True)
+            logger.debug("another runner created this run first")
         run = self.current(new.name)
         assert run is not None
         return run
@@ -107,17 +107,22 @@ class Store:
                 ranges.insert(connection, self._dialect, run.id, number, bounds)
                 self._note(connection, run.name, run.id, "swept again", f"{len(bounds)} ranges")
 
-    def move(self, name: str, wanted: Status, *, error: str | None = None) -> Run:
+    def move(
+        self, name: str, wanted: Status, *, error: str | None = None, only: Run | None = None
+    ) -> Run:
         """Change the status of a backfill's latest run, as the state machine allows.
 
         Pausing and cancelling also replace every lease's token: when this has returned, no
-        further chunk of any runner can commit. Raises InvalidTransition, or StateError if
-        there is no run.
+        further chunk of any runner can commit. `only` is the run that a runner means, in the
+        pass that it walked. Raises InvalidTransition, StateError if there is no run, and
+        LeaseLost if the latest one is not that run, or has been begun to be swept again.
         """
         with self.transaction() as connection:
             run = current(connection, name, lock=self._dialect)
             if run is None:
                 raise StateError(f"Backfill {name!r} has no run yet; start it with `backfill run`.")
+            if only is not None and (run.id, run.pass_number) != (only.id, only.pass_number):
+                raise LeaseLost(0)
             check_transition(name, run.status, wanted)
             runs.set_status(connection, self._dialect, run, wanted, error)
             if wanted in (Status.PAUSED, Status.CANCELLED, Status.FAILED):

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from backfill.targets import Target
 
 UNDER_LOCK_SECONDS = 0.01
-"""Recomputing may hold a chunk's locks for about so long."""
+"""Recomputing may hold a chunk's locks for about so long; a row that changes again and again
+is at last computed under its own lock alone."""
 _PULSE_ROWS = 16
 
 
@@ -175,7 +176,7 @@ class RowsWriter(Writer):
         known = self._results
         changed = [read for read in current if not self._is_known(read)]
         if changed:
-            if len(changed) > 1 and len(changed) * self._seconds_per_row > UNDER_LOCK_SECONDS:
+            if len(current) > 1 and len(changed) * self._seconds_per_row > UNDER_LOCK_SECONDS:
                 raise RowsChanged(tuple(current))
             known = {**known, **self._computed(changed, lambda: None)}
         results = [(read.key, known[read.key]) for read in current]
