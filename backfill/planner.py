@@ -223,11 +223,11 @@ def _collecting(connection: sa.Connection, texts: list[str]) -> Iterator[None]:
         if text not in texts:
             texts.append(text)
 
-    sa.event.listen(connection, "before_cursor_execute", note)
+    sa.event.listen(connection.engine, "before_cursor_execute", note)
     try:
         yield
     finally:
-        sa.event.remove(connection, "before_cursor_execute", note)
+        sa.event.remove(connection.engine, "before_cursor_execute", note)
 
 
 def _forecast(

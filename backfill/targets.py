@@ -148,7 +148,7 @@ def _key(
     columns = tuple(table.c[name] for name in names)
     where = f"{declaration.name}: the key of {table.fullname!r}"
     for column in columns:
-        if column.nullable and not _is_rowid(dialect, table, column):
+        if column.nullable and not dialect.is_never_null(connection, table, column):
             raise DeclarationError(
                 f"{where} has the nullable column {column.name!r}, and a row without a key would"
                 " never be visited. Make it NOT NULL, or name other columns in `key`."
@@ -181,13 +181,6 @@ def _key_names(declaration: type[Backfill], table: sa.Table) -> list[str]:
     if len(set(names)) < len(names):
         raise DeclarationError(f"{declaration.name}: `key` names a column twice.")
     return names
-
-
-def _is_rowid(dialect: Dialect, table: sa.Table, column: sa.Column[Any]) -> bool:
-    """SQLite's INTEGER PRIMARY KEY is never null, whatever its declaration says."""
-    return dialect.integer_key_is_rowid and (
-        list(table.primary_key.columns) == [column] and isinstance(column.type, sa.Integer)
-    )
 
 
 def _is_unique(connection: sa.Connection, table: sa.Table, names: set[str]) -> bool:

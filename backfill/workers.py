@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from threading import Event as Flag
 from threading import Lock
@@ -48,12 +48,41 @@ _ROUNDS = 5
 _WATCH_SECONDS = 0.25
 _WORTH_TELLING = 4
 """Attempts at one chunk before anybody is told: a lock met once is everyday life."""
+_TURN_SECONDS = 0.5
+_GAP_SECONDS = 0.11
 _COMPUTE_SHARE = 20
 """Computing holds nothing, so it may take this much longer than writing."""
 
 
 class Stopped(Exception):
     """Somebody asked us to stop; a chunk that was not committed is simply left."""
+
+
+class Turn:
+    """Lets our workers write one at a time, and others in between.
+
+    SQLite's lock has no queue: who waits for it looks every 100 ms at last (sqliteDefaultBusyCallback
+    in its main.c), and would never find the moment between our COMMIT and our next BEGIN.
+    """
+
+    def __init__(self, sleep: Callable[[float], object], clock: Callable[[], float]) -> None:
+        self._sleep = sleep
+        self._clock = clock
+        self._lock = Lock()
+        self._held = 0.0
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Hold the turn for a transaction; give way when we have written for a while."""
+        with self._lock:
+            started = self._clock()
+            try:
+                yield
+            finally:
+                self._held += self._clock() - started
+                if self._held > _TURN_SECONDS:
+                    self._held = 0.0
+                    self._sleep(_GAP_SECONDS)
 
 
 class Budget:
@@ -72,6 +101,7 @@ class Budget:
         self._told = False
         self._is_broken = False
         self.stop = Flag()
+        self.turn = Turn(self.stop.wait, clock)
         self.reason = ""
         self.failures = 0
         """Rows in quarantine, of all workers."""
@@ -285,7 +315,7 @@ class Worker:
                 done = self._write(connection, chunk)
             return self._after_commit(chunk, *done)
         except Exception as error:
-            if chunk is None or self.dialect.error_kind(error) is not ErrorKind.DATA:
+            if chunk is None or not self._is_about_a_row(error):
                 raise
             return self.isolate(chunk, error)
 
@@ -386,9 +416,16 @@ class Worker:
         try:
             return True, self._retrying_part(self._commit_part, chunk)
         except Exception as error:
-            if self.dialect.error_kind(error) is not ErrorKind.DATA:
+            if not self._is_about_a_row(error):
                 raise
             return False, self.isolate(chunk, error)
+
+    def _is_about_a_row(self, error: Exception) -> bool:
+        """Whether the database or the driver refuses a value."""
+        if self.dialect.error_kind(error) is ErrorKind.DATA:
+            return True
+        # Drivers let some of Python's own through, for text or numbers that they cannot send.
+        return self.writer.computes and isinstance(error, (UnicodeError, OverflowError))
 
     def _commit_part(self, chunk: Chunk) -> int:
         self._be_sure()
@@ -469,8 +506,12 @@ class Worker:
     def _transaction(self, *, write: bool = True) -> Iterator[sa.Connection]:
         if self._connection is None:
             self._connection = self.dialect.open(self.limits)
-        with self.dialect.transaction(self._connection, self.limits, write=write) as connection:
-            yield connection
+        with ExitStack() as stack:
+            if write and self.dialect.one_writer:
+                stack.enter_context(self.budget.turn.taken())
+            yield stack.enter_context(
+                self.dialect.transaction(self._connection, self.limits, write=write)
+            )
 
     def _drop_connection(self) -> None:
         connection, self._connection = self._connection, None

@@ -87,15 +87,16 @@ class Dialect:
     locked with NOWAIT before they are written."""
     assigns_in_order: ClassVar[bool] = False
     """In `SET a = b, b = a` the second assignment sees what the first one wrote."""
+    one_writer: ClassVar[bool] = False
+    """A chunk locks the whole database, and those who wait for it stand in no queue."""
     row_locks: ClassVar[bool] = True
     """SELECT … FOR UPDATE exists."""
-    integer_key_is_rowid: ClassVar[bool] = False
-    """A single integer primary key is never null, even where it is not declared NOT NULL."""
     isolation_level: ClassVar[str] = "READ COMMITTED"
 
     def __init__(self, engine: sa.Engine) -> None:
         self.source = engine
         self.engine = engine.execution_options(isolation_level=self.isolation_level)
+        sa.event.listen(self.engine, "commit", _refuse_commit)
 
     # -- sessions and transactions -------------------------------------------------
 
@@ -148,7 +149,9 @@ class Dialect:
         """Say what an error means; UNKNOWN is never taken for harmless."""
         original = self.driver_error(error)
         if original is None:
-            return ErrorKind.UNKNOWN
+            # A value that could not be bound never reached the driver.
+            is_value = isinstance(error, sa.exc.StatementError)
+            return ErrorKind.DATA if is_value else ErrorKind.UNKNOWN
         code = self._native_code(original)
         if code is not None:
             return self._kind_of_code(code)
@@ -156,7 +159,13 @@ class Dialect:
             return ErrorKind.SESSION_LOST
         if isinstance(error, sa.exc.OperationalError) and error.statement is None:
             return ErrorKind.NOT_READY  # drivers give no code to a connection that never was
+        if self._is_unsendable(original):
+            return ErrorKind.DATA
         return ErrorKind.UNKNOWN
+
+    def _is_unsendable(self, original: BaseException) -> bool:
+        """Whether the driver says, without a code, that it cannot send a value."""
+        return isinstance(original, self.engine.dialect.loaded_dbapi.DataError)
 
     def driver_error(self, error: BaseException) -> BaseException | None:
         """Return the driver's own error; None for one that Python code raised."""
@@ -219,6 +228,12 @@ class Dialect:
     def unfit_table(self, connection: sa.Connection, table: sa.Table) -> str | None:
         """Say why a chunk's writes could not be undone in this table; None if they can."""
         return None
+
+    def is_never_null(
+        self, connection: sa.Connection, table: sa.Table, column: sa.Column[Any]
+    ) -> bool:
+        """Whether a column that is not declared NOT NULL cannot be null all the same."""
+        return False
 
     def complete_reflection(self, connection: sa.Connection, table: sa.Table) -> None:
         """Note in the table what SQLAlchemy's reflection leaves out."""
@@ -284,6 +299,16 @@ class Dialect:
     ) -> BulkUpdate:
         """Return the fastest way to write computed rows; `narrow` is the chunk's key range."""
         return ExecutemanyUpdate(table, key, writes)
+
+
+NO_COMMIT = "backfill_no_commit"
+"""Key of a connection's info: the error to raise when somebody else's code commits on it."""
+
+
+def _refuse_commit(connection: sa.Connection) -> None:
+    problem = connection.info.get(NO_COMMIT)
+    if problem is not None:
+        raise problem
 
 
 class BulkUpdate:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import sqlalchemy as sa
@@ -47,7 +48,7 @@ _KINDS = {
     "21000": ErrorKind.DATA,  # cardinality_violation: a subquery in `values` found two rows
     "44000": ErrorKind.DATA,  # with_check_option_violation
     "54000": ErrorKind.DATA,  # program_limit_exceeded: an index row too large
-    "P0001": ErrorKind.DATA,  # raise_exception: a trigger refuses the row
+    "P0": ErrorKind.DATA,  # PL/pgSQL: a trigger refuses the row
     "42501": ErrorKind.RIGHTS,
     "28": ErrorKind.RIGHTS,
     "42": ErrorKind.SCHEMA,
@@ -87,6 +88,10 @@ class PostgreSQL(Dialect):
         if original is not None and "cached plan must not change" in str(original):
             return ErrorKind.CONFLICT  # 0A000: somebody altered the table; once more
         return super().error_kind(error)
+
+    def _is_unsendable(self, original: BaseException) -> bool:
+        # "cannot adapt type …" and "can't adapt type …" are ProgrammingErrors
+        return super()._is_unsendable(original) or " adapt type " in str(original)
 
     def error_objects(self, error: BaseException) -> dict[str, str]:
         diagnosis = getattr(getattr(error, "orig", error), "diag", None)
@@ -157,18 +162,24 @@ class PostgreSQL(Dialect):
         return sa.type_coerce(sa.func.timezone("utc", moment), sa.DateTime())
 
     def horizon(self, connection: sa.Connection) -> str | None:
-        """Every transaction that writes now has an id below this one."""
+        """Return the next transaction id, and the time: who writes later may have begun before."""
         next_id = sa.func.txid_snapshot_xmax(sa.func.txid_current_snapshot())
-        return str(connection.execute(sa.select(next_id)).scalar_one())
+        epoch = sa.func.extract("epoch", sa.func.clock_timestamp())
+        moment = sa.cast(epoch, sa.Numeric(20, 6))
+        row = connection.execute(sa.select(next_id, moment)).one()
+        return f"{row[0]} {row[1]}"
 
     def older_than_horizon(self, connection: sa.Connection, horizon: str) -> str | None:
+        """Look for the ids of that time, and (as far as this user sees them) for older sessions."""
+        next_id, _, moment = horizon.partition(" ")
+        row = connection.execute(_OLDER_WRITER, {"moment": Decimal(moment or 0)}).first()
+        if row is not None:
+            who = row.application_name or "no name"
+            return f"the older transaction of process {row.pid} ({who})"
         oldest_id = sa.func.txid_snapshot_xmin(sa.func.txid_current_snapshot())
-        if connection.execute(sa.select(oldest_id)).scalar_one() >= int(horizon):
+        if connection.execute(sa.select(oldest_id)).scalar_one() >= int(next_id):
             return None
-        row = connection.execute(_OLDEST_WRITER).first()
-        if row is None:
-            return "an older transaction that is still open (perhaps a prepared one)"
-        return f"the older transaction of process {row.pid} ({row.application_name or 'no name'})"
+        return "an older transaction that this user cannot see, or a prepared one"
 
     def bulk_update(
         self, table: sa.Table, key: Key, writes: Sequence[str], narrow: sa.ColumnElement[bool]
@@ -249,7 +260,8 @@ _SET_LOCAL = sa.select(
     _set_local("application_name", "label"),
 )
 
-_OLDEST_WRITER = sa.text(
+_OLDER_WRITER = sa.text(
     "SELECT pid, application_name FROM pg_stat_activity"
-    " WHERE backend_xid IS NOT NULL ORDER BY age(backend_xid) DESC LIMIT 1"
+    " WHERE backend_xid IS NOT NULL AND xact_start <= to_timestamp(:moment)"
+    " AND pid <> pg_backend_pid() ORDER BY xact_start LIMIT 1"
 )

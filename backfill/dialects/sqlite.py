@@ -66,8 +66,8 @@ class SQLite(Dialect):
     """The driver begins too late and only for some statements, so BEGIN is ours to send."""
 
     update_gives_way: ClassVar[bool] = True
+    one_writer: ClassVar[bool] = True
     row_locks: ClassVar[bool] = False
-    integer_key_is_rowid: ClassVar[bool] = True
     isolation_level: ClassVar[str] = "AUTOCOMMIT"
     """pysqlite's name for "the driver sends no BEGIN of its own"."""
 
@@ -77,15 +77,15 @@ class SQLite(Dialect):
         connection.info["backfill_deadline"] = deadline
         driver: sqlite3.Connection = connection.connection.dbapi_connection  # type: ignore[assignment]
         driver.set_progress_handler(lambda: time.monotonic() > deadline[0] > 0, _OPCODES_PER_CHECK)
-        with connection.begin():
-            # Waiting for the file's lock harms nobody: nothing is held meanwhile.
-            milliseconds = int(max(limits.lock_timeout, limits.statement_timeout) * 1000)
-            connection.exec_driver_sql(f"PRAGMA busy_timeout = {milliseconds}")
         return connection
 
     def begin(self, connection: sa.Connection, limits: Limits, *, write: bool) -> None:
         connection.info["backfill_deadline"][0] = 0.0
+        # Waiting for the lock holds nothing. Waiting in COMMIT, for readers, shuts new ones out.
+        patience = max(limits.lock_timeout, limits.statement_timeout)
+        _busy_timeout(connection, patience)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+        _busy_timeout(connection, limits.lock_timeout if write else patience)
         connection.info["backfill_deadline"][0] = time.monotonic() + limits.statement_timeout
 
     def _native_code(self, original: BaseException) -> str | int | None:
@@ -105,7 +105,12 @@ class SQLite(Dialect):
         original = self.driver_error(error)
         if original is not None and "no such" in str(original):
             return ErrorKind.SCHEMA
+        if original is not None and str(original) == "malformed JSON":
+            return ErrorKind.DATA
         return super().error_kind(error)
+
+    def _is_unsendable(self, original: BaseException) -> bool:
+        return str(original).startswith("Error binding parameter")
 
     def error_objects(self, error: BaseException) -> dict[str, str]:
         found = _CONSTRAINT.match(str(getattr(error, "orig", error)))
@@ -125,6 +130,16 @@ class SQLite(Dialect):
         if len(columns) == 1:
             return super().key_upto(columns, operands)
         return sa.tuple_(*columns) <= sa.tuple_(*operands)
+
+    def is_never_null(
+        self, connection: sa.Connection, table: sa.Table, column: sa.Column[Any]
+    ) -> bool:
+        """The rowid is not: a single primary key of exactly the type INTEGER."""
+        if list(table.primary_key.columns) != [column]:
+            return False
+        declared = sa.text("SELECT upper(type) FROM pragma_table_info(:t, :s) WHERE name = :c")
+        names = {"t": table.name, "s": table.schema or "main", "c": column.name}
+        return bool(connection.execute(declared, names).scalar() == "INTEGER")
 
     def row_estimate(self, connection: sa.Connection, table: sa.Table) -> int | None:
         """Take the span of the rowids: one seek at each end, and an upper bound of the rows."""
@@ -153,3 +168,7 @@ class SQLite(Dialect):
 
     def lock(self, statement: sa.Select[Any]) -> sa.Select[Any]:
         return statement  # BEGIN IMMEDIATE holds the only write lock there is
+
+
+def _busy_timeout(connection: sa.Connection, seconds: float) -> None:
+    connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(seconds * 1000)}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
+from backfill.dialects.base import NO_COMMIT
 from backfill.errors import DeclarationError
 from backfill.statements import ChunkStatements
 from backfill.writers.base import Writer, Written
@@ -64,15 +65,12 @@ def _in_one_piece(connection: sa.Connection, name: str) -> Iterator[None]:
         " together with the checkpoint. Raise an error where the chunk cannot be done."
     )
 
-    def refuse(_: sa.Connection) -> None:
-        raise problem
-
     connection.exec_driver_sql("SAVEPOINT backfill_apply")
-    sa.event.listen(connection, "commit", refuse)
+    connection.info[NO_COMMIT] = problem
     try:
         yield
     finally:
-        sa.event.remove(connection, "commit", refuse)
+        connection.info.pop(NO_COMMIT, None)
     try:
         connection.exec_driver_sql("RELEASE SAVEPOINT backfill_apply")
     except sa.exc.DBAPIError as error:

@@ -43,7 +43,8 @@ def dialect(name: str) -> Dialect:
     if name != "psycopg2":
         return dialect_for(sa.create_engine(URLS[name]))
     engine = sa.create_engine(URLS["postgresql"])
-    psycopg2: Any = SimpleNamespace(Error=Psycopg2Error)
+    unsendable = type("DataError", (Psycopg2Error,), {})
+    psycopg2: Any = SimpleNamespace(Error=Psycopg2Error, DataError=unsendable)
     engine.dialect.dbapi = psycopg2
     return dialect_for(engine)
 
