@@ -189,6 +189,11 @@ class Runner:
                     self.budget.break_off()
         errors = [e for e in (future.exception() for future in futures) if e is not None]
         for error in sorted(errors, key=lambda e: isinstance(e, Stopped)):
+            if not isinstance(error, Exception):
+                raise RunFailed(
+                    f"the declaration's code ended the worker ({type(error).__name__}); it must"
+                    " raise an ordinary error instead."
+                ) from error
             raise error
         self._patiently(self._wait_for_others, run)
 

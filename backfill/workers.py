@@ -12,13 +12,15 @@ import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from threading import Event as Flag
-from threading import Lock
+from threading import Lock, Thread
 from typing import TYPE_CHECKING
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from backfill import owners, retries
 from backfill.chunks import Chunk, Walk
 from backfill.dialects import ErrorKind
-from backfill.errors import LeaseLost, RowsKeptChanging, RunFailed
+from backfill.errors import BackfillError, LeaseLost, RowsKeptChanging, RunFailed
 from backfill.failures import describe
 from backfill.ranges import is_free
 from backfill.reporters import Event
@@ -61,8 +63,9 @@ class Stopped(Exception):
 class Turn:
     """Lets our workers write one at a time, and others in between.
 
-    SQLite's lock has no queue: who waits for it looks every 100 ms at last (sqliteDefaultBusyCallback
-    in its main.c), and would never find the moment between our COMMIT and our next BEGIN.
+    SQLite's lock has no queue: who waits for it looks every 100 ms at last
+    (sqliteDefaultBusyCallback in its main.c), and would never find the moment between our COMMIT
+    and our next BEGIN.
     """
 
     def __init__(self, sleep: Callable[[float], object], clock: Callable[[], float]) -> None:
@@ -327,7 +330,10 @@ class Worker:
     def _compute_and_commit(self, chunk: Chunk) -> int:
         """Compute in no transaction, then write; again if the application changed too much."""
         for _ in range(_ROUNDS):
-            self.writer.compute(chunk, self._pulse)
+            with ExitStack() as stack:
+                if not self.writer.pulses:
+                    stack.enter_context(self._kept_lease())
+                self.writer.compute(chunk, self._pulse)
             try:
                 return self.commit(chunk)
             except RowsChanged as changed:
@@ -479,6 +485,32 @@ class Worker:
         """Renew the lease when a third of it is over. Raises LeaseLost."""
         if self.clock() - self._renewed > self.settings.lease_seconds / 3:
             self.store.renew(self.lease, self.settings.lease_seconds, self._throttled)
+            self._renewed = self.clock()
+
+    @contextmanager
+    def _kept_lease(self) -> Iterator[None]:
+        """Renew the lease from a thread while one call computes a whole chunk."""
+        done = Flag()
+        keeper = Thread(target=self._keep_lease, args=(self.lease, done), daemon=True)
+        keeper.start()
+        try:
+            yield
+        finally:
+            done.set()
+            keeper.join()
+
+    def _keep_lease(self, lease: Lease, done: Flag) -> None:
+        deadline = self.clock() + self.settings.retry_seconds  # a call that hangs must lose it
+        while not done.wait(self.settings.lease_seconds / 3) and self.clock() < deadline:
+            self._renew_quietly(lease)
+
+    def _renew_quietly(self, lease: Lease) -> None:
+        """If the lease is lost the checkpoint will say so; if not, the next turn may succeed."""
+        try:
+            self.store.renew(lease, self.settings.lease_seconds, self._throttled)
+        except (BackfillError, SQLAlchemyError) as error:
+            logger.debug("lease not renewed: %s", describe(error, self.dialect))
+        else:
             self._renewed = self.clock()
 
     def _recover(self, error: BaseException, policy: Policy, attempt: int) -> None:

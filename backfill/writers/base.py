@@ -33,6 +33,8 @@ class Writer:
     def __init__(self, target: Target, walk: Walk) -> None:
         self.target = target
         self.walk = walk
+        self.pulses = True
+        """`compute` calls `pulse` often; else somebody else must keep the lease meanwhile."""
         self.compute_seconds = 0.0
         """How long the last chunk was computed."""
 

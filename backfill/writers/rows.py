@@ -9,6 +9,7 @@ quick, else the chunk goes another round. (Lost-update trials: docs/decisions.md
 from __future__ import annotations
 
 import time
+from asyncio import CancelledError
 from collections import defaultdict
 from collections.abc import Mapping
 from copy import deepcopy
@@ -36,6 +37,8 @@ UNDER_LOCK_SECONDS = 0.01
 """Recomputing may hold a chunk's locks for about so long; a row that changes again and again
 is at last computed under its own lock alone."""
 _PULSE_ROWS = 16
+_RAISED = (Exception, SystemExit, CancelledError)
+"""What a row's code may raise; a sys.exit() in it must not end the command as if all was done."""
 
 
 class RowsChanged(Exception):
@@ -65,7 +68,7 @@ class RowsWriter(Writer):
         self.declaration = target.declaration()
         self.first_stack: str | None = None
         """The traceback of the first row that failed."""
-        self._one_by_one = type(self.declaration).transform is not Backfill.transform
+        self.pulses = self._one_by_one = type(self.declaration).transform is not Backfill.transform
         self._is_mutable = target.reads_mutable
         self._allowed = frozenset(target.declaration.writes)
         self._results: dict[KeyValues, _Result] = {}
@@ -101,7 +104,7 @@ class RowsWriter(Writer):
     def _one(self, read: PageRow) -> _Result:
         try:
             output = self.declaration.transform(self._handed_out(read))
-        except Exception as error:
+        except _RAISED as error:
             return self._failed(read, error)
         return _Result(read.row, self._checked(output))
 
@@ -114,7 +117,7 @@ class RowsWriter(Writer):
             outputs = list(
                 self.declaration.transform_chunk([self._handed_out(read) for read in page])
             )
-        except Exception as error:
+        except _RAISED as error:
             if len(page) == 1:
                 return [(page[0].key, self._failed(page[0], error))]
             middle = len(page) // 2
@@ -145,7 +148,7 @@ class RowsWriter(Writer):
             a == b or (a != a and b != b) for a, b in zip(before, now, strict=True)
         )
 
-    def _failed(self, read: PageRow, error: Exception) -> _Result:
+    def _failed(self, read: PageRow, error: BaseException) -> _Result:
         self.first_stack = self.first_stack or stack(error)
         return _Result(read.row, error=describe(error, self.target.dialect))
 
