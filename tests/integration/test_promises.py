@@ -1,0 +1,261 @@
+"""Attacks on the promises that once succeeded. The moment of a race is fixed by a hook."""
+
+# ruff: noqa: RUF012
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import sqlalchemy as sa
+
+from backfill import Backfill, quarantine, runner, settings
+from backfill.dialects import dialect_for
+from backfill.runner import Outcome
+from backfill.runs import Status
+from backfill.store import Store
+from backfill.workers import Budget, Worker
+from tests.integration.support import bound, complete, run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CANARY = 4711_0815
+
+metadata = sa.MetaData()
+things = sa.Table(
+    "things",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("n", sa.Integer),
+    sa.Column("m", sa.Integer),
+    sa.CheckConstraint("n < 100", name="small"),
+)
+
+
+class CountUp(Backfill):
+    revision = "x"
+    table = "things"
+    chunk_size = 10
+    values = {"n": "n + 1"}
+
+
+class FillM(Backfill):
+    revision = "x"
+    table = "things"
+    where = "m IS NULL"
+    values = {"m": "1"}
+
+
+@pytest.fixture(autouse=True)
+def table(engine: sa.Engine) -> None:
+    metadata.create_all(engine)
+
+
+def put(engine: sa.Engine, *rows: tuple[int, int | None, int | None]) -> None:
+    with engine.begin() as connection:
+        found = [dict(zip(("id", "n", "m"), row, strict=True)) for row in rows]
+        connection.execute(sa.insert(things), found)
+
+
+def change(engine: sa.Engine, key: int, **values: Any) -> None:
+    with engine.begin() as connection:
+        connection.execute(sa.update(things).where(things.c.id == key).values(**values))
+
+
+def column(engine: sa.Engine, name: str) -> dict[int, Any]:
+    with engine.connect() as connection:
+        rows = connection.execute(sa.select(things.c.id, things.c[name]))
+        return {row[0]: row[1] for row in rows}
+
+
+def before_first_call(
+    monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, hook: Callable[[], object]
+) -> None:
+    original = getattr(owner, name)
+    left = [hook]
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if left:
+            left.pop()()
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, wrapped)
+
+
+def test_rows_inserted_while_a_bad_one_is_isolated_push_no_row_out(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(engine, *((i * 10, 99 if i == 3 else 0, 0) for i in range(1, 11)))
+    inserted = [(i, 50, 0) for i in (11, 12, 13)]
+    before_first_call(monkeypatch, Worker, "isolate", lambda: put(engine, *inserted))
+
+    assert run(engine, CountUp).outcome is Outcome.QUARANTINED
+
+    existing = {key: n for key, n in column(engine, "n").items() if key % 10 == 0}
+    assert existing == {i * 10: 99 if i == 3 else 1 for i in range(1, 11)}
+
+
+def test_runner_of_a_cancelled_run_does_not_end_the_next_one(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(engine, *((i, 0, None) for i in range(1, 41)))
+    store = Store(dialect_for(engine))
+
+    def cancel_and_begin_anew() -> None:
+        store.move("fill_m", Status.CANCELLED)
+        with engine.begin() as connection:
+            connection.execute(sa.update(things).values(m=None))
+        assert run(engine, FillM, budget=Budget(10), chunk_size=5).outcome is Outcome.STOPPED
+
+    before_first_call(monkeypatch, runner, "any_pending", cancel_and_begin_anew)
+    assert run(engine, FillM).outcome is not Outcome.COMPLETE
+
+    now = store.current("fill_m")
+    assert now is not None
+    assert (now.number, now.status) == (2, Status.PENDING)
+
+
+def test_row_that_becomes_pending_late_is_swept(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(engine, *((i, 0, 1) for i in range(1, 21)))
+    before_first_call(monkeypatch, runner, "any_pending", lambda: change(engine, 5, m=None))
+
+    complete(engine, FillM)
+
+    assert set(column(engine, "m").values()) == {1}
+
+
+def test_mended_class_goes_on_after_sweeps_that_went_nowhere(engine: sa.Engine) -> None:
+    class Nothing(Backfill):
+        revision = "x"
+        name = "fill_m"
+        table = "things"
+        where = "m IS NULL"
+        values = {"m": "NULL"}
+
+    put(engine, *((i, 0, None) for i in range(1, 21)))
+    failed = run(engine, Nothing)
+    assert failed.outcome is Outcome.FAILED
+    assert "leaves them pending" in failed.result.text
+
+    complete(engine, FillM, accept_change=True)
+
+    assert set(column(engine, "m").values()) == {1}
+
+
+def test_slow_transform_holds_no_lock_while_a_changed_row_is_computed_again(
+    engine: sa.Engine,
+) -> None:
+    put(engine, (1, 0, None), (2, 0, None), (3, 0, None))
+    asked: list[int] = []
+
+    class Slow(Backfill):
+        revision = "x"
+        table = "things"
+        where = "m IS NULL"
+        reads = ["n"]
+        writes = ["m"]
+
+        def transform(self, row: Any) -> dict[str, int]:
+            asked.append(row.id)
+            time.sleep(0.02)
+            if asked.count(1) == 1 and row.id == 3:
+                change(engine, 1, n=5)  # after row 1 was computed
+            if asked.count(1) == 2:
+                change(engine, 2, n=7)  # would wait for us for ever, if we held its lock
+            return {"m": row.n}
+
+    complete(engine, Slow)
+
+    assert column(engine, "m") == column(engine, "n")
+
+
+def test_lease_that_cannot_be_given_back_tells_no_value(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(engine, *((i, CANARY % 100, 0) for i in range(1, 6)))
+
+    class TooMuch(Backfill):
+        revision = "x"
+        table = "things"
+        values = {"n": str(CANARY)}
+
+    def unreachable(*_: Any) -> None:
+        raise OSError("no connection")
+
+    monkeypatch.setattr(Store, "release", unreachable)
+    with caplog.at_level(logging.DEBUG):
+        failed = run(engine, TooMuch, max_failures=1)
+    assert failed.outcome is Outcome.FAILED
+    assert "could not be given back" in caplog.text
+    said = [record for record in caplog.records if record.name.startswith("backfill")]
+    assert not any(record.exc_info for record in said)
+    assert not any(str(CANARY) in record.getMessage() for record in said)
+
+
+@pytest.mark.parametrize("method", ["failures", "totals", "ranges", "claim", "current"])
+def test_connection_lost_between_two_chunks_is_waited_for(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    put(engine, *((i, 0, None) for i in range(1, 21)))
+
+    def lose() -> None:
+        lost = dialect_for(engine).engine.dialect.loaded_dbapi.OperationalError()
+        raise sa.exc.OperationalError("SELECT 1", {}, lost, connection_invalidated=True)
+
+    before_first_call(monkeypatch, Store, method, lose)
+
+    complete(engine, FillM)
+
+    assert set(column(engine, "m").values()) == {1}
+
+
+def test_exit_in_a_transform_is_a_bad_row_and_no_success(engine: sa.Engine) -> None:
+    class Leaving(Backfill):
+        revision = "x"
+        table = "things"
+        where = "m IS NULL"
+        writes = ["m"]
+
+        def transform(self, row: Any) -> dict[str, int]:
+            if row.id == 3:
+                sys.exit(0)
+            return {"m": 1}
+
+    put(engine, *((i, 0, None) for i in range(1, 6)))
+    assert run(engine, Leaving).outcome is Outcome.QUARANTINED
+    assert column(engine, "m") == {1: 1, 2: 1, 3: None, 4: 1, 5: 1}
+    target = bound(engine, FillM)
+    store = Store(target.dialect)
+    found = store.current("leaving")
+    assert found is not None
+    assert quarantine.retry(target, store, found, settings.resolve()) == (1, 0)
+
+
+def test_application_gets_its_turn(engine: sa.Engine) -> None:
+    """On SQLite too, where a run's chunks lock the whole file one after the other."""
+    put(engine, *((i, 0, None) for i in range(1, 3001)))
+    over = threading.Event()
+    waits: list[float] = []
+
+    def write() -> None:
+        while not over.is_set():
+            started = time.monotonic()
+            change(engine, 1, n=7)
+            waits.append(time.monotonic() - started)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        complete(engine, FillM, chunk_size=1)
+    finally:
+        over.set()
+        writer.join()
+    assert waits
+    assert max(waits) < 4, "the driver's default patience is 5 s"
