@@ -304,7 +304,9 @@ def run(
     try:
         for one in due:
             if not names and _was_cancelled(context, one):
-                click.echo(f"{one.name}: was cancelled; name it to begin anew", err=True)
+                click.echo(
+                    f"{one.name}: was cancelled; `backfill run {one.name}` begins anew", err=True
+                )
                 codes.append(EXIT_FAILED)
                 continue
             codes.append(
