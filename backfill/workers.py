@@ -1,7 +1,7 @@
 """A worker: claims key ranges and walks them, one chunk a transaction.
 
-`work` -> `walk_range` -> `advance` -> `commit`. All that waits, computes or looks around
-happens between two transactions.
+`work` -> `walk_range` -> `advance` -> `_write_and_checkpoint`. All that waits, computes or looks
+around happens between two transactions.
 """
 
 from __future__ import annotations
@@ -315,7 +315,7 @@ class Worker:
                 return self._compute_and_commit(chunk)
             with self._transaction() as connection:
                 chunk = self._cut(connection, size)
-                done = self._write(connection, chunk)
+                done = self._write_and_checkpoint(connection, chunk)
             return self._after_commit(chunk, *done)
         except Exception as error:
             if chunk is None or not self._is_about_a_row(error):
@@ -343,10 +343,13 @@ class Worker:
     def commit(self, chunk: Chunk) -> int:
         """Write the chunk and move the cursor, in one transaction; the rows changed."""
         with self._transaction() as connection:
-            done = self._write(connection, chunk)
+            done = self._write_and_checkpoint(connection, chunk)
         return self._after_commit(chunk, *done)
 
-    def _write(self, connection: sa.Connection, chunk: Chunk) -> tuple[Written, Lease, float]:
+    def _write_and_checkpoint(
+        self, connection: sa.Connection, chunk: Chunk
+    ) -> tuple[Written, Lease, float]:
+        """The promise itself: in one transaction the chunk's rows, and last the guarded cursor."""
         started = self.clock()
         written = self.writer.write(connection, chunk)
         if written.failures:
