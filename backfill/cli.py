@@ -4,37 +4,24 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import signal
 import sys
 import time
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
-from functools import cached_property, wraps
+from dataclasses import asdict
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import click
 from sqlalchemy.exc import SQLAlchemyError
 
-from backfill import __version__, overview, presentation, quarantine, scaffold, settings
-from backfill.dialects import dialect_for
-from backfill.discovery import Declared, discover, named
+from backfill import __version__, overview, presentation, scaffold
+from backfill.context import Context
 from backfill.errors import BackfillError, StateError
-from backfill.planner import make_plan
-from backfill.project import Project, load
-from backfill.reporters import Forgiving, JsonReporter, LogReporter, TerminalReporter
-from backfill.runner import Outcome, Runner
-from backfill.runs import Status
-from backfill.store import Store
-from backfill.workers import Budget
+from backfill.runs import Outcome, Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from backfill.dialects import Dialect
-    from backfill.reporters import Reporter
-    from backfill.settings import Settings
-    from backfill.targets import Target
+    from backfill.discovery import Declared
 
 EXIT_COMPLETE = 0
 EXIT_FAILED = 1
@@ -53,47 +40,6 @@ _EXITS = {
 _WORST_FIRST = (EXIT_FAILED, EXIT_HELD, EXIT_STOPPED, EXIT_QUARANTINED, EXIT_COMPLETE)
 
 
-@dataclass
-class Context:
-    """What the options before the command say, and the project they lead to."""
-
-    config_file: str | None = None
-    url: str | None = None
-    section: str = "alembic"
-    x: Sequence[str] = field(default=())
-
-    @cached_property
-    def project(self) -> Project:
-        return load(self.config_file, url=self.url, x=self.x, section=self.section)
-
-    @cached_property
-    def dialect(self) -> Dialect:
-        return dialect_for(self.project.engine)
-
-    @cached_property
-    def store(self) -> Store:
-        return Store(self.dialect)
-
-    @cached_property
-    def declared(self) -> list[Declared]:
-        return discover(self.project.script, self.project.applied)
-
-    def named(self, names: Sequence[str]) -> list[Declared]:
-        return named(self.declared, names)
-
-    def target(self, one: Declared) -> Target:
-        with overview.looking_at(one.declaration, self.dialect) as (_, target, _):
-            return target
-
-    def settings(self, one: Declared, options: dict[str, Any]) -> Settings:
-        return settings.resolve(
-            ("The configuration", self.project.settings_layer),
-            ("The environment", settings.from_environment()),
-            (one.declaration.__name__, one.declaration.tuning()),
-            ("The command line", {k: v for k, v in options.items() if v is not None}),
-        )
-
-
 class _Failure(click.ClickException):
     exit_code = EXIT_FAILED
 
@@ -102,9 +48,9 @@ def _command(function: Callable[..., Any]) -> Callable[..., Any]:
     """Turn our errors into one line and an exit code."""
 
     @wraps(function)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
+    def wrapped(context: Context, *args: Any, **kwargs: Any) -> Any:
         try:
-            return function(*args, **kwargs)
+            return context.dialect.call(function, context, *args, **kwargs)
         except BackfillError as error:
             raise _Failure(str(error)) from error
         except SQLAlchemyError as error:
@@ -274,6 +220,7 @@ def check(context: Context, names: tuple[str, ...], as_json: bool) -> None:
 @_names
 @click.option("--chunk-size", type=int, help="Rows a chunk writes at most; fixed.")
 @click.option("--workers", type=int, help="Threads that walk key ranges side by side.")
+@click.option("--processes", type=int, help="Processes that do so, for transforms that compute.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="ROWS", help="Change so many rows.")
 @click.option("--max-seconds", type=click.FloatRange(min=0), help="Stop after so long.")
 @click.option("--max-failures", type=int, help="Quarantine so many rows at most.")
@@ -297,29 +244,23 @@ def run(
     if dry_run:
         _show_plans(context, due, options, as_json=as_json)
         return
-    budget = Budget(limit, max_seconds)
-    _stop_on_signals(budget)
-    report = Forgiving(_reporter(as_json), lambda: _unheard(budget))
-    codes = [EXIT_COMPLETE]
-    try:
-        for one in due:
-            if not names and _was_cancelled(context, one):
-                click.echo(
-                    f"{one.name}: was cancelled; `backfill run {one.name}` begins anew", err=True
-                )
-                codes.append(EXIT_FAILED)
-                continue
-            codes.append(
-                _run_one(context, one, options, budget, report, accept_change=accept_change)
-            )
-            if codes[-1] in (EXIT_FAILED, EXIT_STOPPED):
-                break
-    finally:
-        report.close()
-    sys.exit(_worst(codes))
+    from backfill.running import run_due  # here, since no other command needs all that
+
+    outcomes = run_due(
+        context,
+        due,
+        options,
+        limit=limit,
+        max_seconds=max_seconds,
+        passes_over_cancelled=not names,
+        accept_change=accept_change,
+        as_json=as_json,
+    )
+    sys.exit(_worst(outcomes))
 
 
-def _worst(codes: Sequence[int]) -> int:
+def _worst(outcomes: Sequence[Outcome]) -> int:
+    codes = {EXIT_COMPLETE, *(_EXITS[outcome] for outcome in outcomes)}
     return next(code for code in _WORST_FIRST if code in codes)
 
 
@@ -336,60 +277,6 @@ def _due(context: Context, names: Sequence[str]) -> list[Declared]:
     if not due:
         click.echo("No backfill is due.", err=True)
     return due
-
-
-def _run_one(
-    context: Context,
-    one: Declared,
-    options: dict[str, Any],
-    budget: Budget,
-    report: Reporter,
-    *,
-    accept_change: bool,
-) -> int:
-    runner = Runner(
-        context.target(one), context.store, context.settings(one, options), budget, report
-    )
-    result = runner.run(accept_change=accept_change)
-    if not result.was_reported:
-        click.echo(f"{one.name}: {result.text}", err=True)
-    return _EXITS[result.outcome]
-
-
-def _was_cancelled(context: Context, one: Declared) -> bool:
-    found = context.store.current(one.name) if context.store.exists() else None
-    return found is not None and found.status is Status.CANCELLED
-
-
-def _reporter(as_json: bool) -> Reporter:
-    if as_json:
-        return JsonReporter()
-    if sys.stderr.isatty():
-        return TerminalReporter()
-    return LogReporter(lambda line: click.echo(line, err=True))
-
-
-def _unheard(budget: Budget) -> None:
-    """Stop after the chunk: whoever read our output has gone, as in `backfill run | head`."""
-    budget.ask_to_stop("nobody reads the output any more")
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):
-            stream.flush()
-            continue
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def _stop_on_signals(budget: Budget) -> None:
-    """First Ctrl-C: finish the chunk and stop. Second: now; the database rolls back."""
-
-    def handle(number: int, _frame: Any) -> None:
-        if budget.stop.is_set():
-            os._exit(EXIT_STOPPED)
-        budget.ask_to_stop(f"by {signal.Signals(number).name}")
-        click.echo("Stopping after this chunk; Ctrl-C again stops now.", err=True)
-
-    signal.signal(signal.SIGINT, handle)
-    signal.signal(signal.SIGTERM, handle)
 
 
 # -- steering ------------------------------------------------------------------------------
@@ -441,7 +328,11 @@ def _move(context: Context, name: str, wanted: Status) -> None:
 def failures(context: Context, names: tuple[str, ...], retry: bool, as_json: bool) -> None:
     """Show quarantined rows; with --retry try them again."""
     chosen = context.named(names)
-    codes = [EXIT_COMPLETE] + ([_retry(context, one) for one in chosen] if retry else [])
+    outcomes: list[Outcome] = []
+    if retry:
+        from backfill.running import retry_failures  # here, since to show them needs less
+
+        outcomes = [retry_failures(context, one) for one in chosen]
     document = overview.failures(chosen, context.store)
     if as_json:
         _print_json(document)
@@ -453,29 +344,7 @@ def failures(context: Context, names: tuple[str, ...], retry: bool, as_json: boo
         _echo(rows)
         if not document:
             click.echo("No row is quarantined.")
-    sys.exit(_worst(codes))
-
-
-def _retry(context: Context, one: Declared) -> int:
-    """Try a backfill's quarantined rows again; the exit code, of the finished run if it is one."""
-    found = context.store.current(one.name) if context.store.exists() else None
-    if found is None or not context.store.failures(found):
-        return EXIT_COMPLETE
-    target, how = context.target(one), context.settings(one, {})
-    resolved, left = quarantine.retry(target, context.store, found, how)
-    click.echo(f"{one.name}: {resolved:,} rows written, {left:,} stay in quarantine", err=True)
-    if left:
-        return EXIT_QUARANTINED
-    if not all(r.finished for r in context.store.ranges(found)):
-        return EXIT_COMPLETE
-    runner = Runner(target, context.store, how, Budget(), LogReporter(_quiet))
-    result = runner.run(accept_change=True)  # to retry is to accept the class as it is now
-    click.echo(f"{one.name}: {result.text}", err=True)
-    return _EXITS[result.outcome]
-
-
-def _quiet(_line: str) -> None:
-    """The result is told in one line of its own."""
+    sys.exit(_worst(outcomes))
 
 
 def _print_json(document: Any) -> None:
@@ -490,6 +359,8 @@ def _echo(lines: Iterable[str]) -> None:
 def _show_plans(
     context: Context, chosen: Sequence[Declared], options: dict[str, Any], *, as_json: bool
 ) -> None:
+    from backfill.planner import make_plan  # here, since only plans need it
+
     plans = [
         make_plan(context.target(one), context.settings(one, options))
         for one in chosen

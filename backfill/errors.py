@@ -8,7 +8,10 @@ BackfillError                 what happened, to which object, what to do next
 ├─ RunError
 │  ├─ InvalidTransition       the run's status does not allow this
 │  ├─ DeclarationChanged      the class is not the one that the run began with
-│  └─ RunFailed               the run cannot go on until somebody acts
+│  ├─ RunFailed               the run cannot go on until somebody acts
+│  ├─ UnreadableRow           the driver cannot read a value that is stored in a row
+│  ├─ UnsendableValue         the driver cannot send a value that was computed for a row
+│  └─ WorkerFailed            an error ended a worker in a process of its own
 ├─ LeaseError
 │  ├─ LeaseHeld               another runner works on this range
 │  └─ LeaseLost               our claim was replaced; nothing of ours may commit
@@ -18,6 +21,11 @@ BackfillError                 what happened, to which object, what to do next
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from backfill.runs import Status
 
 
 class BackfillError(Exception):
@@ -78,6 +86,28 @@ class DeclarationChanged(RunError):
 
 class RunFailed(RunError):
     """The run stopped and needs a person; it can be continued afterwards."""
+
+
+class UnreadableRow(RunError):
+    """The driver cannot read a value that is stored in a row."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(f"a value of the row cannot be read ({kind})")
+
+
+class UnsendableValue(RunError):
+    """The driver cannot send a value that was computed for a row."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(f"a value cannot be sent to the database ({kind})")
+
+
+class WorkerFailed(RunError):
+    """An error ended a worker in a process of its own; `status` is what becomes of the run."""
+
+    def __init__(self, text: str, status: Status) -> None:
+        self.status = status
+        super().__init__(text)
 
 
 class LeaseError(BackfillError):

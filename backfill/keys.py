@@ -73,9 +73,18 @@ class Key:
         """Return the condition that the key is at or below the operands."""
         return self.dialect.key_upto(self.columns, operands)
 
+    @property
+    def is_single(self) -> bool:
+        """Whether it is one column."""
+        return len(self.columns) == 1
+
+    def one_of(self, name: str) -> sa.ColumnElement[bool]:
+        """Return the condition that a single key is in a list, bound under this name."""
+        return self.columns[0].in_(sa.bindparam(name, type_=self.types[0], expanding=True))
+
     def other_than(self, keys: Sequence[KeyValues]) -> sa.ColumnElement[bool]:
         """Return the condition that the key is none of these."""
-        if len(self.columns) == 1:
+        if self.is_single:
             return self.columns[0].not_in([self.constants(key)[0] for key in keys])
         return sa.not_(
             sa.or_(

@@ -53,10 +53,12 @@ def listing(declared: Sequence[Declared], store: Store) -> Document:
 
 def status(declared: Sequence[Declared], store: Store) -> Document:
     """Return how far each backfill is, who works on it and how fast."""
-    has_state = store.exists()
-    return [
-        _progress(one, store, store.current(one.name) if has_state else None) for one in declared
-    ]
+    with store.kept_open():
+        has_state = store.exists()
+        return [
+            _progress(one, store, store.current(one.name) if has_state else None)
+            for one in declared
+        ]
 
 
 def failures(declared: Sequence[Declared], store: Store) -> Document:

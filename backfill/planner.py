@@ -57,7 +57,8 @@ class _RollBack(Exception):
 
 def make_plan(target: Target, settings: Settings) -> Plan:
     """Return the plan of a backfill; nothing that it writes is committed."""
-    limits = Limits.of(settings, label=f"backfill: plan {target.declaration.name}")
+    by_index = not target.key.is_single
+    limits = Limits.of(settings, f"backfill: plan {target.declaration.name}", by_index=by_index)
     return _Planner(target, settings, limits).plan()
 
 
@@ -147,6 +148,12 @@ class _Planner:
             self.warnings.append(
                 f"{column!r} is indexed by {index!r}, which makes each row much dearer to write;"
                 " where you can, create the index after the backfill."
+            )
+        slow = self.dialect.slow_columns(target) if target.computes else []
+        for name in slow:
+            self.warnings.append(
+                f"{name!r} is of a type that the bulk write cannot take, so rows are written one by"
+                " one, which is slow."
             )
         if target.pending is None:
             self.warnings.append(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from backfill.reporters import duration
-
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -70,3 +68,13 @@ def plan(found: Plan) -> Iterator[str]:
         yield f"  estimate   {duration(found.seconds_estimated)} at that speed, one worker"
     for warning in found.warnings:
         yield f"  warning    {warning}"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as a person says them: `45 s`, `3 min 20 s`, `2 h 5 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole // 60 % 60} min"

@@ -20,10 +20,21 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
 from backfill import settings
+from backfill.dialects import free_of_event_loops
 from backfill.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where the project is: what the command line said of it."""
+
+    config_file: str | None = None
+    url: str | None = None
+    section: str = "alembic"
+    x: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +97,7 @@ def load(
         raise ConfigurationError(f"{script.env_py_location} gave Alembic no connection.")
     if url is not None and engine.url != sa.make_url(url):
         return _elsewhere(config, script, context, url)
-    if engine.dialect.is_async:
-        raise ConfigurationError(
-            f"{script.env_py_location} uses the asynchronous driver {engine.dialect.driver!r}."
-            " Give a synchronous one, for example `--url postgresql+psycopg://…`."
-        )
-    return Project(config, script, engine, context.heads)
+    return Project(config, script, free_of_event_loops(engine), context.heads)
 
 
 @dataclass(slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -10,18 +11,14 @@ import sqlalchemy as sa
 from backfill import store
 from backfill.chunks import LONGEST_STRIDE, Ranged, Walk, last_key, pending_condition
 from backfill.dialects import ErrorKind
-from backfill.keys import START
+from backfill.keys import START, KeyValues
 from backfill.runs import Status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Sequence
 
-    from backfill.keys import KeyValues
+    from backfill.dialects.base import Reading
     from backfill.targets import Target
-
-    Reading = Callable[[], AbstractContextManager[Any]]
-    """Wraps each short read, in a transaction of its own where the caller has none open."""
 
 
 def incomplete_reason(
@@ -62,34 +59,72 @@ def any_pending(
     *,
     reading: Reading = nullcontext,
 ) -> bool:
-    """Whether a row is pending, up to the highest key of this moment; in short reads.
-
-    A read scans one stride once: sorted by pending first and key last, its first row is
-    either pending, or the end of a stride in which nothing is.
-    """
-    key = target.key
+    """Whether a row is pending, up to the highest key of this moment; in short reads."""
     pending = pending_condition(target, quarantined)
     assert pending is not None
-    strides = Ranged(key, lambda within: _last_or_pending(target, pending, within))
+    found = target.dialect.all_at_once(connection, target.table, pending, reading, LONGEST_STRIDE)
+    if found is not None:
+        return found
+    look = _look_sorted if target.dialect.sorts_strides else _look_twice
+    return _any_by_key(connection, target, look(target, pending), reading)
+
+
+_Look = Callable[["sa.Connection", KeyValues, KeyValues, int], "tuple[bool, KeyValues]"]
+"""Looks at a stride of rows behind a key: whether one is pending, and the stride's last key."""
+
+
+def _any_by_key(connection: sa.Connection, target: Target, look: _Look, reading: Reading) -> bool:
     with reading():
-        upper = last_key(connection, key)
+        upper = last_key(connection, target.key)
     after, stride = START, LONGEST_STRIDE
     while after != upper:
-        statement, parameters = strides.between(after, upper)
         try:
             with reading():
-                row = connection.execute(statement, {**parameters, "stride": stride}).first()
+                is_found, after = look(connection, after, upper, stride)
         except sa.exc.DBAPIError as error:
             if target.dialect.error_kind(error) is not ErrorKind.TOO_SLOW or stride == 1:
                 raise
             stride //= 2
             continue
-        if row is None:
-            return False
-        if row.is_pending:
+        if is_found:
             return True
-        after = tuple(row)[:-1]
     return False
+
+
+def _look_sorted(target: Target, pending: sa.ColumnElement[bool]) -> _Look:
+    """Read a stride once: sorted by pending first and key last, its first row is either pending,
+    or the end of a stride in which nothing is.
+    """
+    strides = Ranged(target.key, lambda within: _last_or_pending(target, pending, within))
+
+    def look(
+        connection: sa.Connection, after: KeyValues, upper: KeyValues, stride: int
+    ) -> tuple[bool, KeyValues]:
+        statement, parameters = strides.between(after, upper)
+        row = connection.execute(statement, {**parameters, "stride": stride}).first()
+        return (False, upper) if row is None else (bool(row.is_pending), tuple(row)[:-1])
+
+    return look
+
+
+def _look_twice(target: Target, pending: sa.ColumnElement[bool]) -> _Look:
+    """Find a stride's end, then look for a pending row up to there."""
+    walk = Walk(target)
+    statements = Ranged(
+        target.key,
+        lambda within: sa.select(
+            sa.select(sa.literal(1)).select_from(target.table).where(within, pending).exists()
+        ),
+    )
+
+    def look(
+        connection: sa.Connection, after: KeyValues, upper: KeyValues, stride: int
+    ) -> tuple[bool, KeyValues]:
+        end = walk.end(connection, after, upper, stride)
+        statement, parameters = statements.between(after, end)
+        return bool(connection.execute(statement, parameters).scalar_one()), end
+
+    return look
 
 
 def count_pending(
@@ -109,7 +144,7 @@ def count_pending(
     while after != upper:
         try:
             with reading():
-                end, _, _ = walk.bounded(connection, after, upper, stride)
+                end = walk.end(connection, after, upper, stride)
                 statement, parameters = counting.between(after, end)
                 found += int(connection.execute(statement, parameters).scalar_one())
         except sa.exc.DBAPIError as error:

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 from backfill import retries
 from backfill.chunks import Chunk, Walk
-from backfill.dialects import ErrorKind, Limits
+from backfill.dialects import Limits
 from backfill.errors import InvalidTransition, LeaseLost
 from backfill.failures import describe
 from backfill.keys import START
 from backfill.runs import Status
 from backfill.writers import writer_for
+from backfill.writers.rows import is_about_a_row
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -35,7 +36,8 @@ def retry(target: Target, store: Store, run: Run, settings: Settings) -> tuple[i
 
     Raises InvalidTransition if the run is paused or cancelled: stopped means stopped.
     """
-    limits = Limits.of(settings, label=f"backfill: {run.name} failures")
+    by_index = not target.key.is_single
+    limits = Limits.of(settings, f"backfill: {run.name} failures", by_index=by_index)
     resolved = 0
     found = store.failures(run)
     for failure in found:
@@ -57,6 +59,7 @@ class _Retry:
         )
         self.walk = Walk(target)
         self.writer = writer_for(target, self.walk)
+        self.writer.be_careful()
 
     def row(self, failure: Failure) -> bool:
         """Write one row; whether it is off the list."""
@@ -68,9 +71,10 @@ class _Retry:
             self.store.failed_again(failure, str(error))
             return False
         except Exception as error:
-            if self.target.dialect.error_kind(error) is not ErrorKind.DATA:
+            dialect = self.target.dialect
+            if not is_about_a_row(error, dialect, computes=self.writer.computes):
                 raise
-            self.store.failed_again(failure, describe(error, self.target.dialect))
+            self.store.failed_again(failure, describe(error, dialect))
             return False
         return True
 
@@ -79,6 +83,7 @@ class _Retry:
         with dialect.open(self.limits) as connection:
             with dialect.transaction(connection, self.limits, write=False):
                 page = self.walk.one(connection, failure.key)
+            self.writer.forget()
             chunk = Chunk(START, failure.key, scanned=0, is_last=False, page=page)
             self.writer.compute(chunk, lambda: None)
             with dialect.transaction(connection, self.limits):

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tqdm import tqdm
 
+from backfill.presentation import duration
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TextIO
@@ -207,13 +209,3 @@ class Progress:
             parts.append(f"{duration((self.estimated - self.scanned) / max(rate, 1e-9))} left")
         parts.insert(1, f"{rate:,.0f} rows/s")
         return ", ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as a person says them: `45 s`, `3 min 20 s`, `2 h 5 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole // 60 % 60} min"

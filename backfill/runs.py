@@ -167,3 +167,22 @@ class Failure:
     error: str
     id: int | None = None
     attempts: int = 1
+
+
+class Outcome(Enum):
+    """How a call of `Runner.run` ended."""
+
+    COMPLETE = "complete"
+    STOPPED = "stopped"
+    HELD = "held"
+    QUARANTINED = "quarantined"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of a run, in one sentence for people."""
+
+    outcome: Outcome
+    text: str
+    was_reported: bool = False

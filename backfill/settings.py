@@ -30,10 +30,13 @@ class Settings:
 
     chunk_size: int | None = None
     """Rows a chunk writes at most; without it the size follows `target_seconds`."""
-    target_seconds: float = 0.05
-    """How long a chunk may hold its locks: statement and commit."""
+    target_seconds: float | None = None
+    """How long a chunk may hold its locks: statement and commit. Without it 0.05; 0.15 on SQLite,
+    where whoever waits looks only every 0.1 s."""
     workers: int = 1
     """Threads of this command that walk key ranges side by side."""
+    processes: int = 1
+    """Processes that do so, with so many threads each: for transforms that compute much."""
     lock_timeout: float = 0.02
     """How long a chunk waits for a row of the application before it gives way. Must stay far
     below PostgreSQL's `deadlock_timeout` (1 s), so that the application never loses."""
@@ -51,12 +54,17 @@ class Settings:
     max_passes: int = 10
     """How often the table is swept for rows that are still, or again, pending."""
 
+    @property
+    def walkers(self) -> int:
+        """How many key ranges are walked at a time."""
+        return self.workers * self.processes
+
 
 _TYPES: dict[str, type] = {
-    field.name: float if isinstance(field.default, float) else int for field in fields(Settings)
+    field.name: float if "float" in str(field.type) else int for field in fields(Settings)
 }
 NAMES = frozenset(_TYPES)
-_MAY_BE_NONE = {"chunk_size"}
+_MAY_BE_NONE = {"chunk_size", "target_seconds"}
 _MAY_BE_ZERO = {"max_failures", "lock_timeout"}
 
 

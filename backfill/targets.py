@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.sql import visitors
 
 from backfill.declaration import Level
-from backfill.dialects import BINARY_TYPES, ErrorKind
+from backfill.dialects import ErrorKind
 from backfill.errors import DeclarationError
 from backfill.keys import Key
 
@@ -22,12 +22,6 @@ if TYPE_CHECKING:
 
     from backfill.declaration import Backfill
     from backfill.dialects import Dialect
-
-
-_IMMUTABLE = (
-    *(sa.Integer, sa.Numeric, sa.String, sa.Boolean, sa.Uuid, *BINARY_TYPES),
-    *(sa.DateTime, sa.Date, sa.Time, sa.Interval),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +44,9 @@ class Target:
         return [self.table.c[name] for name in wanted]
 
     @property
-    def reads_mutable(self) -> bool:
-        """Whether a value that Python is given can be changed in place."""
-        return not all(isinstance(column.type, _IMMUTABLE) for column in self.reads)
+    def travelling(self) -> list[sa.Column[Any]]:
+        """The columns whose values a bulk write sends: the key's, and those written."""
+        return [*self.key.columns, *(self.table.c[name] for name in self.declaration.writes)]
 
     @property
     def is_custom(self) -> bool:

@@ -9,25 +9,32 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from threading import Event as Flag
-from threading import Lock, Thread
+from threading import Thread
 from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from backfill import owners, retries
+from backfill.budget import Stopped
 from backfill.chunks import Chunk, Walk
-from backfill.dialects import ErrorKind
-from backfill.errors import BackfillError, LeaseLost, RowsKeptChanging, RunFailed
+from backfill.dialects import Overtaken
+from backfill.errors import (
+    BackfillError,
+    LeaseLost,
+    RowsKeptChanging,
+    RunFailed,
+)
 from backfill.failures import describe
 from backfill.ranges import is_free
 from backfill.reporters import Event
 from backfill.runs import Checkpoint, Failure, Run, Status
-from backfill.sizing import Sizer
+from backfill.sizing import CEILING, CEILING_IN_MEMORY, Sizer
 from backfill.writers import Written, writer_for
-from backfill.writers.rows import RowsChanged, RowsWriter
+from backfill.writers.rows import RowsChanged, RowsWriter, is_about_a_row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -35,8 +42,8 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
     import tenacity
 
+    from backfill.budget import Budget
     from backfill.dialects import Limits
-    from backfill.reporters import Reporter
     from backfill.retries import Policy
     from backfill.runs import KeyRange, Lease
     from backfill.settings import Settings
@@ -48,123 +55,11 @@ logger = logging.getLogger(__name__)
 _ROUNDS = 5
 """How often a chunk is computed again because the application keeps changing its rows."""
 _WATCH_SECONDS = 0.25
+_LOOK_SECONDS = 0.2
 _WORTH_TELLING = 4
 """Attempts at one chunk before anybody is told: a lock met once is everyday life."""
-_TURN_SECONDS = 0.5
-_GAP_SECONDS = 0.11
 _COMPUTE_SHARE = 20
 """Computing holds nothing, so it may take this much longer than writing."""
-
-
-class Stopped(Exception):
-    """Somebody asked us to stop; a chunk that was not committed is simply left."""
-
-
-class Turn:
-    """Lets our workers write one at a time, and others in between.
-
-    SQLite's lock has no queue: who waits for it looks every 100 ms at last
-    (sqliteDefaultBusyCallback in its main.c), and would never find the moment between our COMMIT
-    and our next BEGIN.
-    """
-
-    def __init__(self, sleep: Callable[[float], object], clock: Callable[[], float]) -> None:
-        self._sleep = sleep
-        self._clock = clock
-        self._lock = Lock()
-        self._held = 0.0
-
-    @contextmanager
-    def taken(self) -> Iterator[None]:
-        """Hold the turn for a transaction; give way when we have written for a while."""
-        with self._lock:
-            started = self._clock()
-            try:
-                yield
-            finally:
-                self._held += self._clock() - started
-                if self._held > _TURN_SECONDS:
-                    self._held = 0.0
-                    self._sleep(_GAP_SECONDS)
-
-
-class Budget:
-    """What one command may still do: rows to change (`--limit`) and seconds, for all workers."""
-
-    def __init__(
-        self,
-        rows: int | None = None,
-        seconds: float | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._rows = rows
-        self._clock = clock
-        self._deadline = None if seconds is None else clock() + seconds
-        self._lock = Lock()
-        self._told = False
-        self._is_broken = False
-        self.stop = Flag()
-        self.turn = Turn(self.stop.wait, clock)
-        self.reason = ""
-        self.failures = 0
-        """Rows in quarantine, of all workers."""
-
-    def begin(self, failures: int) -> None:
-        """Begin a run that has so many rows in quarantine already."""
-        with self._lock:
-            self.failures = failures
-            self._told = self._is_broken = False
-
-    def break_off(self) -> None:
-        """Let the other workers of this run stop: one of them met an error."""
-        with self._lock:
-            self._is_broken = True
-
-    def ask_to_stop(self, reason: str) -> None:
-        """Let every worker finish its chunk and stop."""
-        with self._lock:
-            self.reason = self.reason or reason
-        self.stop.set()
-
-    def raise_if_over(self) -> None:
-        """Raise Stopped when it is time, or when somebody asked for it."""
-        with self._lock:
-            if self._deadline is not None and self._clock() >= self._deadline:
-                self.reason = self.reason or "--max-seconds was reached"
-                self.stop.set()
-            if self._is_broken or self.stop.is_set():
-                raise Stopped(self.reason)
-
-    def take(self, rows: int) -> int:
-        """Reserve rows for a chunk. Raises Stopped when it is time, or no row is left."""
-        self.raise_if_over()
-        with self._lock:
-            if self._rows is None:
-                return rows
-            granted = min(rows, self._rows)
-            if granted <= 0:  # others may yet give some back, so only this worker stops
-                self.reason = self.reason or "--limit was reached"
-                raise Stopped(self.reason)
-            self._rows -= granted
-            return granted
-
-    def give_back(self, rows: int) -> None:
-        """Return what a chunk had reserved and did not use."""
-        with self._lock:
-            if self._rows is not None:
-                self._rows += rows
-
-    def count_failures(self, rows: int) -> None:
-        """Add rows that were quarantined."""
-        with self._lock:
-            self.failures += rows
-
-    def tell_once(self, tell: Callable[[], None]) -> None:
-        """Call `tell`, unless something was told before."""
-        with self._lock:
-            told, self._told = self._told, True
-        if not told:
-            tell()
 
 
 class Worker:
@@ -178,10 +73,13 @@ class Worker:
         settings: Settings,
         limits: Limits,
         budget: Budget,
-        report: Reporter,
+        report: Callable[[Event], object],
         *,
+        waits: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.waits = waits
+        """Whether it waits for a range that another runner holds, in case that one is dead."""
         self.target = target
         self.dialect = target.dialect
         self.store = store
@@ -194,12 +92,16 @@ class Worker:
         self.name = target.declaration.name
         quarantined = [failure.key for failure in store.failures(run)]
         self.walk = Walk(target, quarantined)
+        self.blind_walk = Walk(target, quarantined, keys_only=True)
+        """Goes where the values of a row cannot be read."""
         self.writer = writer_for(target, self.walk)
-        self.sizer = Sizer(settings.target_seconds, settings.chunk_size)
+        self.target_seconds = settings.target_seconds or self.dialect.target_seconds
+        self.sizer = self._sizer(settings.chunk_size)
         self.retrying = self._retrying()
         self._retrying_part = self._retrying()
         self._connection: sa.Connection | None = None
         self._lease: Lease | None = None
+        self._foreign_writes: object = None
         self._in_doubt = False
         self._tokens: set[str] = set()
         self._tried: list[str] = []
@@ -248,7 +150,11 @@ class Worker:
             now: dict[int, tuple[object, ...]] = {
                 r.id: (r.token, r.cursor, r.lease_expires) for r in others
             }
-            if not others or any(seen.get(i, mark) != mark for i, mark in now.items()):
+            if (
+                not others
+                or not self.waits
+                or any(seen.get(i, mark) != mark for i, mark in now.items())
+            ):
                 return False  # what is left is in the hands of runners that are alive
             if not seen:
                 self._say_waiting(others[0])
@@ -264,8 +170,12 @@ class Worker:
         self._renewed = self._committed = self.clock()
         self._rate, self._scanned = 0.0, found.rows_scanned
         if found.size and self.settings.chunk_size is None:
-            self.sizer = Sizer(self.settings.target_seconds, first=found.size)
+            self.sizer = self._sizer(first=found.size)
         return True
+
+    def _sizer(self, fixed: int | None = None, first: int | None = None) -> Sizer:
+        ceiling = CEILING_IN_MEMORY if self.writer.computes else CEILING
+        return Sizer(self.target_seconds, fixed, first, ceiling)
 
     def _is_free(self, found: KeyRange) -> bool:
         """Whether nobody alive holds it; a claim of ours without an answer counts as nobody."""
@@ -308,6 +218,7 @@ class Worker:
 
     def _advance(self, size: int) -> int:
         chunk: Chunk | None = None
+        self.writer.forget()
         try:
             if self.writer.computes:
                 with self._transaction(write=False) as connection:
@@ -318,13 +229,17 @@ class Worker:
                 done = self._write_and_checkpoint(connection, chunk)
             return self._after_commit(chunk, *done)
         except Exception as error:
-            if chunk is None or not self._is_about_a_row(error):
+            if not self._is_about_a_row(error) or (chunk is None and not self.writer.computes):
                 raise
-            return self.isolate(chunk, error)
+            if chunk is not None:
+                return self.isolate(chunk, error)
+            with self._transaction(write=False) as connection:
+                chunk = self._cut(connection, size, self.blind_walk)
+            return self.isolate(chunk, None)  # other rows than those that could not be read
 
-    def _cut(self, connection: sa.Connection, size: int) -> Chunk:
-        return self.walk.next(
-            connection, self.lease.cursor, self.lease.upper, size, self.settings.target_seconds
+    def _cut(self, connection: sa.Connection, size: int, walk: Walk | None = None) -> Chunk:
+        return (walk or self.walk).next(
+            connection, self.lease.cursor, self.lease.upper, size, self.target_seconds
         )
 
     def _compute_and_commit(self, chunk: Chunk) -> int:
@@ -336,6 +251,8 @@ class Worker:
                 self.writer.compute(chunk, self._pulse)
             try:
                 return self.commit(chunk)
+            except Overtaken:
+                continue
             except RowsChanged as changed:
                 chunk = replace(chunk, page=changed.page)
         raise RowsKeptChanging(f"the rows of a chunk changed {_ROUNDS} times while computed")
@@ -431,22 +348,22 @@ class Worker:
 
     def _is_about_a_row(self, error: Exception) -> bool:
         """Whether the database or the driver refuses a value."""
-        if self.dialect.error_kind(error) is ErrorKind.DATA:
-            return True
-        # Drivers let some of Python's own through, for text or numbers that they cannot send.
-        return self.writer.computes and isinstance(error, (UnicodeError, OverflowError))
+        return is_about_a_row(error, self.dialect, computes=self.writer.computes)
 
     def _commit_part(self, chunk: Chunk) -> int:
         self._be_sure()
         if self.lease.cursor != chunk.after:
             return 0  # a COMMIT without an answer had happened after all
-        if self.writer.computes:
-            return self._compute_and_commit(chunk)
-        return self.commit(chunk)
+        if not self.writer.computes:
+            return self.commit(chunk)
+        if chunk.page is not None and chunk.page.reader.is_blind:
+            with self._transaction(write=False) as connection:
+                chunk = self.walk.whole_page(connection, chunk)
+        return self._compute_and_commit(chunk)
 
     def _quarantine(self, chunk: Chunk, error: Exception) -> int:
         assert chunk.page is not None
-        failure = Failure(chunk.page[0].key, describe(error, self.dialect))
+        failure = Failure(chunk.page.key(0), describe(error, self.dialect))
         self._check_failures([failure])
         return self._retrying_part(self._step_over, chunk, Written(0, [failure]))
 
@@ -494,7 +411,8 @@ class Worker:
     def _kept_lease(self) -> Iterator[None]:
         """Renew the lease from a thread while one call computes a whole chunk."""
         done = Flag()
-        keeper = Thread(target=self._keep_lease, args=(self.lease, done), daemon=True)
+        task = (self._keep_lease, self.lease, done)
+        keeper = Thread(target=self.dialect.call, args=task, daemon=True)
         keeper.start()
         try:
             yield
@@ -547,9 +465,18 @@ class Worker:
             yield stack.enter_context(
                 self.dialect.transaction(self._connection, self.limits, write=write)
             )
+            if write and self.dialect.one_writer:
+                self._look_for_company(self._connection)
+
+    def _look_for_company(self, connection: sa.Connection) -> None:
+        mark = self.dialect.foreign_writes(connection)
+        if self._foreign_writes not in (None, mark):
+            self.budget.turn.note_company()
+        self._foreign_writes = mark
 
     def _drop_connection(self) -> None:
         connection, self._connection = self._connection, None
+        self._foreign_writes = None
         if connection is not None:
             connection.close()
 
@@ -559,3 +486,21 @@ class Worker:
 
     def _say(self, what: str, text: str = "", **numbers: object) -> None:
         self.report(Event(what, self.name, text, dict(numbers)))
+
+
+def work_in_threads(new_worker: Callable[[], Worker], count: int, budget: Budget) -> None:
+    """Let so many workers walk side by side. Raises the worst error that one of them met."""
+    workers = [new_worker() for _ in range(count)]
+    with ThreadPoolExecutor(count, thread_name_prefix="backfill") as pool:
+        futures = [pool.submit(worker.dialect.call, worker.work) for worker in workers]
+        while wait(futures, timeout=_LOOK_SECONDS, return_when=FIRST_EXCEPTION).not_done:
+            if any(f.done() and f.exception() for f in futures):
+                budget.break_off()
+    errors = [e for e in (future.exception() for future in futures) if e is not None]
+    for error in sorted(errors, key=lambda e: isinstance(e, Stopped)):
+        if not isinstance(error, Exception):
+            raise RunFailed(
+                f"the declaration's code ended the worker ({type(error).__name__}); it must raise"
+                " an ordinary error instead."
+            ) from error
+        raise error

@@ -6,30 +6,42 @@ asks for a dialect by name: it calls a method, or reads a capability.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import types as sqltypes
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import ClauseElement, Executable
+from sqlalchemy.util import greenlet_spawn
 
+from backfill.dialects.bulk import BulkUpdate, ExecutemanyUpdate
 from backfill.errors import CommitUnknown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from sqlalchemy.sql.compiler import SQLCompiler
     from sqlalchemy.types import TypeEngine
 
     from backfill.keys import Key, KeyValues
     from backfill.settings import Settings
+    from backfill.targets import Target
+
+    Reading = Callable[[], AbstractContextManager[Any]]
+    """Wraps each short read, in a transaction of its own where the caller has none open."""
 
 logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 _LONGEST_STEP = 200_000
@@ -64,11 +76,14 @@ class Limits:
     statement_timeout: float
     idle_timeout: float
     label: str = "backfill"
+    by_index: bool = False
+    """Tables are read by an index wherever one will do, whatever the planner expects."""
 
     @classmethod
-    def of(cls, settings: Settings, label: str) -> Limits:
+    def of(cls, settings: Settings, label: str, *, by_index: bool) -> Limits:
         """Return the limits of a backfill's chunks."""
-        return cls(settings.lock_timeout, settings.statement_timeout, settings.idle_timeout, label)
+        timeouts = (settings.lock_timeout, settings.statement_timeout, settings.idle_timeout)
+        return cls(*timeouts, label, by_index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +104,12 @@ class Dialect:
     """In `SET a = b, b = a` the second assignment sees what the first one wrote."""
     one_writer: ClassVar[bool] = False
     """A chunk locks the whole database, and those who wait for it stand in no queue."""
+    mismatches: ClassVar[frozenset[str]] = frozenset()
+    """Codes of errors that say SCHEMA of a statement, and of a bound value its type."""
+    target_seconds: ClassVar[float] = 0.05
+    """How long a chunk may take where nobody says: people notice a tenth of a second."""
+    sorts_strides: ClassVar[bool] = True
+    """To sort a stretch of rows costs less than to read it twice."""
     row_locks: ClassVar[bool] = True
     """SELECT … FOR UPDATE exists."""
     isolation_level: ClassVar[str] = "READ COMMITTED"
@@ -99,6 +120,19 @@ class Dialect:
         sa.event.listen(self.engine, "commit", _refuse_commit)
 
     # -- sessions and transactions -------------------------------------------------
+
+    @property
+    def is_async(self) -> bool:
+        """Whether the driver is an asynchronous one, whose connections belong to an event loop."""
+        return self.engine.dialect.is_async
+
+    def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a function that uses the database, in this thread: it gets an event loop of its
+        own where the driver needs one, as SQLAlchemy's `AsyncConnection.run_sync` would give it.
+        """
+        if not self.is_async:
+            return function(*args, **kwargs)
+        return asyncio.run(greenlet_spawn(partial(function, *args, **kwargs)))
 
     def open(self, limits: Limits) -> sa.Connection:
         """Return a new connection, set up as far as that lasts for a session.
@@ -148,6 +182,8 @@ class Dialect:
     def error_kind(self, error: BaseException) -> ErrorKind:
         """Say what an error means; UNKNOWN is never taken for harmless."""
         original = self.driver_error(error)
+        if original is None and isinstance(error, OSError) and self.is_async:
+            return ErrorKind.NOT_READY  # asynchronous drivers let the network's errors through
         if original is None:
             # A value that could not be bound never reached the driver.
             is_value = isinstance(error, sa.exc.StatementError)
@@ -288,17 +324,71 @@ class Dialect:
         """Say who still has a writing transaction from before the mark; None if nobody."""
         return None
 
+    def all_at_once(
+        self,
+        connection: sa.Connection,
+        table: sa.Table,
+        condition: sa.ColumnElement[bool],
+        reading: Reading,
+        rows: int,
+    ) -> bool | None:
+        """Say whether a row matches, by reads of about so many rows in the order in which they
+        are stored, where that is much faster than by key; None: it cannot be told so, or not now.
+        """
+        return None
+
+    def foreign_writes(self, connection: sa.Connection, schema: str | None = None) -> object:
+        """Return a mark that changes when another connection writes; always the same: unknown."""
+        return None
+
     # -- writing ---------------------------------------------------------------------
 
     def lock(self, statement: sa.Select[Any]) -> sa.Select[Any]:
         """Return the SELECT with row locks that fail at once rather than wait."""
         return statement.with_for_update(nowait=True, key_share=True)
 
+    def row_version(self, table: sa.Table) -> sa.ColumnElement[Any] | None:
+        """Return a column that changes with every write to a row; None: there is none."""
+        return None
+
+    def slow_columns(self, target: Target) -> list[str]:
+        """Return the columns for whose sake rows are written one by one."""
+        return []
+
+    def verifies(self, target: Target) -> bool:
+        """Whether the bulk write can tell that its rows are what was read."""
+        return False
+
     def bulk_update(
-        self, table: sa.Table, key: Key, writes: Sequence[str], narrow: sa.ColumnElement[bool]
+        self,
+        target: Target,
+        writes: Sequence[str],
+        narrow: sa.ColumnElement[bool],
+        *,
+        verifies: bool,
     ) -> BulkUpdate:
-        """Return the fastest way to write computed rows; `narrow` is the chunk's key range."""
-        return ExecutemanyUpdate(table, key, writes)
+        """Return the fastest way to write computed rows; `narrow` is the chunk's condition.
+
+        One that `verifies` writes fewer rows than it was given, or raises Overtaken, where one is
+        not any more what was read.
+        """
+        if self.slow_columns(target):
+            return self.row_by_row(target, writes)
+        return self._fast_update(target, writes, narrow, verifies=verifies)
+
+    def row_by_row(self, target: Target, writes: Sequence[str]) -> BulkUpdate:
+        """Return the way that is right for every type and value, and slow."""
+        return ExecutemanyUpdate(target, writes)
+
+    def _fast_update(
+        self,
+        target: Target,
+        writes: Sequence[str],
+        narrow: sa.ColumnElement[bool],
+        *,
+        verifies: bool,
+    ) -> BulkUpdate:
+        return self.row_by_row(target, writes)
 
 
 NO_COMMIT = "backfill_no_commit"
@@ -309,55 +399,6 @@ def _refuse_commit(connection: sa.Connection) -> None:
     problem = connection.info.get(NO_COMMIT)
     if problem is not None:
         raise problem
-
-
-class BulkUpdate:
-    """Writes computed values of many rows in as few round trips as the database allows."""
-
-    def write(
-        self,
-        connection: sa.Connection,
-        rows: Sequence[tuple[KeyValues, Mapping[str, Any]]],
-        parameters: Mapping[str, Any],
-    ) -> int:
-        """Write the rows; `parameters` bind the key range. Returns the rows that matched."""
-        raise NotImplementedError  # pragma: no cover - abstract
-
-
-class ExecutemanyUpdate(BulkUpdate):
-    """One prepared statement, bound for each row: right for every type, everywhere."""
-
-    def __init__(self, table: sa.Table, key: Key, writes: Sequence[str]) -> None:
-        self._writes = list(writes)
-        self._names = [f"_write_{i}" for i in range(len(self._writes))]
-        match = (c == p for c, p in zip(key.columns, key.operands("key"), strict=True))
-        self._key = key
-        self._statement = (
-            sa.update(table)
-            .where(*match)
-            .values(
-                {
-                    column: sa.bindparam(name, type_=table.c[column].type)
-                    for column, name in zip(self._writes, self._names, strict=True)
-                }
-            )
-        )
-
-    def write(
-        self,
-        connection: sa.Connection,
-        rows: Sequence[tuple[KeyValues, Mapping[str, Any]]],
-        parameters: Mapping[str, Any],
-    ) -> int:
-        bound = [
-            {
-                **self._key.parameters("key", key),
-                **{n: values[w] for n, w in zip(self._names, self._writes, strict=True)},
-            }
-            for key, values in rows
-        ]
-        connection.execute(self._statement, bound)
-        return len(bound)
 
 
 class Explain(Executable, ClauseElement):

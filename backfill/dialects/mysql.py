@@ -7,29 +7,23 @@ import logging
 import re
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 
-from backfill.dialects.base import (
-    BINARY_TYPES,
-    BulkUpdate,
-    Dialect,
-    ErrorKind,
-    ExecutemanyUpdate,
-    Explain,
-    Explanation,
-    Limits,
-)
+from backfill.dialects.base import BINARY_TYPES, Dialect, ErrorKind, Explain, Explanation, Limits
+from backfill.dialects.bulk import BulkUpdate, ExecutemanyUpdate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from sqlalchemy.types import TypeEngine
 
-    from backfill.keys import Key, KeyValues
+    from backfill.pages import Page
+    from backfill.targets import Target
 
 logger = logging.getLogger(__name__)
 
@@ -62,10 +56,52 @@ _NAMED = {
 _RANGES = {"range", "ref", "eq_ref", "const", "system"}
 
 
+class _Float(sa.types.UserDefinedType[float]):
+    """FLOAT is sent with six digits; as DOUBLE with all of them."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "FLOAT"
+
+    def column_expression(self, column: Any) -> Any:
+        return sa.cast(column, mysql.DOUBLE(asdecimal=False))
+
+
+class _Time(sa.types.UserDefinedType[Any]):
+    """TIME is a time of day for Python where it is one, else what it is: a duration."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "TIME"
+
+    def result_processor(self, dialect: Any, coltype: Any) -> Any:
+        def read(value: Any) -> Any:
+            is_of_day = isinstance(value, timedelta) and timedelta(0) <= value < timedelta(days=1)
+            return (datetime.min + value).time() if is_of_day else value
+
+        return read
+
+
+class _OneByOneUpdate(ExecutemanyUpdate):
+    """For MariaDB's connector: its executemany() crashes on values of several types, or stores
+    other ones."""
+
+    def _send(self, connection: sa.Connection, bound: Sequence[Mapping[str, Any]]) -> None:
+        for parameters in bound:
+            connection.execute(self._statement, parameters)
+
+
+class _Label(sa.String):
+    """A label of an ENUM."""
+
+
 class MySQL(Dialect):
     """MySQL waits a whole second for a row lock at least, so rows are locked first."""
 
     assigns_in_order: ClassVar[bool] = True
+    mismatches: ClassVar[frozenset[str]] = frozenset({"2000", "4078"})
 
     def open(self, limits: Limits) -> sa.Connection:
         connection = super().open(limits)
@@ -85,8 +121,14 @@ class MySQL(Dialect):
         }
 
     def _native_code(self, original: BaseException) -> str | int | None:
-        code = original.args[0] if original.args else None
+        code = getattr(original, "errno", None) or (original.args[0] if original.args else None)
         return code if isinstance(code, int) else None
+
+    def _is_unsendable(self, original: BaseException) -> bool:
+        # "nan can not be used with MySQL", or "Float value 'nan' is not supported."
+        text = str(original)
+        says_so = "can not be used with" in text or text.endswith("is not supported.")
+        return says_so or super()._is_unsendable(original)
 
     def _kind_of_code(self, code: str | int) -> ErrorKind:
         return _KINDS.get(int(code), ErrorKind.UNKNOWN)
@@ -94,15 +136,15 @@ class MySQL(Dialect):
     def error_objects(self, error: BaseException) -> dict[str, str]:
         original = getattr(error, "orig", None) or error
         code = self._native_code(original)
-        if code not in _NAMED or len(original.args) < 2:
+        if code not in _NAMED or not original.args:
             return {}
         kind, pattern = _NAMED[int(code)]
-        found = pattern.search(str(original.args[1]))
+        found = pattern.search(str(original.args[-1]))
         return {kind: found.group(1)} if found else {}
 
     def key_type(self, column: sa.Column[Any]) -> TypeEngine[Any] | None:
         # TIMESTAMP follows the session's zone, ENUM sorts by number but compares as text.
-        if isinstance(column.type, (sa.TIMESTAMP, sa.Enum, mysql.SET)):
+        if isinstance(column.type, (sa.TIMESTAMP, sa.Enum, _Label, mysql.SET)):
             return None
         return super().key_type(column)
 
@@ -132,8 +174,14 @@ class MySQL(Dialect):
         for name, collation in rows:
             table.c[name].info["collation"] = collation
         for column in table.c:
-            if isinstance(column.type, sa.Float):
+            if isinstance(column.type, mysql.FLOAT):
+                column.type = _Float()
+            elif isinstance(column.type, sa.Float):
                 column.type.asdecimal = False  # SQLAlchemy would cut a DOUBLE to ten digits
+            elif isinstance(column.type, sa.Time):
+                column.type = _Time()
+            elif isinstance(column.type, sa.Enum):
+                column.type = _Label()  # the server knows the labels, and SQLAlchemy not all
 
     def row_estimate(self, connection: sa.Connection, table: sa.Table) -> int | None:
         """Take InnoDB's own estimate; it is often 40 % off."""
@@ -170,13 +218,23 @@ class MySQL(Dialect):
             return None
         return None if row is None else f"the older transaction of connection {row.thread}"
 
-    def bulk_update(
-        self, table: sa.Table, key: Key, writes: Sequence[str], narrow: sa.ColumnElement[bool]
+    def slow_columns(self, target: Target) -> list[str]:
+        untaken = (mysql.BIT, sa.types.NullType)
+        return [c.name for c in target.travelling if isinstance(c.type, untaken)]
+
+    def row_by_row(self, target: Target, writes: Sequence[str]) -> BulkUpdate:
+        is_connector = self.engine.dialect.driver == "mariadbconnector"
+        return (_OneByOneUpdate if is_connector else ExecutemanyUpdate)(target, writes)
+
+    def _fast_update(
+        self,
+        target: Target,
+        writes: Sequence[str],
+        narrow: sa.ColumnElement[bool],
+        *,
+        verifies: bool,
     ) -> BulkUpdate:
-        typed = [*key.columns, *(table.c[column] for column in writes)]
-        if any(isinstance(c.type, (mysql.BIT, sa.types.NullType)) for c in typed):
-            return ExecutemanyUpdate(table, key, writes)
-        return _JsonTableUpdate(table, key, writes, narrow)
+        return _JsonTableUpdate(target, writes, narrow)
 
 
 class MariaDB(MySQL):
@@ -199,11 +257,12 @@ class _JsonTableUpdate(BulkUpdate):
     """`UPDATE … JOIN JSON_TABLE(?)`: one parameter in all; values travel as text in JSON."""
 
     def __init__(
-        self, table: sa.Table, key: Key, writes: Sequence[str], narrow: sa.ColumnElement[bool]
+        self, target: Target, writes: Sequence[str], narrow: sa.ColumnElement[bool]
     ) -> None:
-        self._fallback = ExecutemanyUpdate(table, key, writes)
+        table, key = target.table, target.key
+        self._fallback = target.dialect.row_by_row(target, writes)
         self._writes = list(writes)
-        self._binary = [_is_binary(c) for c in (*key.columns, *(table.c[w] for w in writes))]
+        self._kinds = [_Kind.of(c) for c in (*key.columns, *(table.c[w] for w in writes))]
         names = [f"k{i}" for i in range(len(key.columns))]
         names += [f"w{i}" for i in range(len(self._writes))]
         kinds = [_transport(column) for column in key.columns] + ["LONGTEXT"] * len(self._writes)
@@ -235,22 +294,50 @@ class _JsonTableUpdate(BulkUpdate):
     def write(
         self,
         connection: sa.Connection,
-        rows: Sequence[tuple[KeyValues, Mapping[str, Any]]],
+        page: Page,
+        outputs: Sequence[Mapping[str, Any]],
         parameters: Mapping[str, Any],
     ) -> int:
+        columns = [*page.key_columns, *([o[name] for o in outputs] for name in self._writes)]
         try:
-            document = json.dumps([self._encoded(key, values) for key, values in rows])
+            texts = [kind.texts(column) for column, kind in zip(columns, self._kinds, strict=True)]
         except TypeError:
-            return self._fallback.write(connection, rows, parameters)
-        bound = {"_document": document, **parameters}
-        return connection.execute(self._statement, bound).rowcount
+            return self._fallback.write(connection, page, outputs, parameters)
+        document = json.dumps(list(zip(*texts, strict=True)))
+        return connection.execute(self._statement, {"_document": document, **parameters}).rowcount
 
-    def _encoded(self, key: KeyValues, values: Mapping[str, Any]) -> list[str | None]:
-        everything = (*key, *(values[name] for name in self._writes))
-        return [
-            _text(v.encode() if binary and isinstance(v, str) else v)
-            for v, binary in zip(everything, self._binary, strict=True)
-        ]
+
+class _Kind(Enum):
+    """What Python's values a column takes by text; the driver's conversion is for the others."""
+
+    BINARY = (bytes, bytearray, memoryview)
+    YEAR = (int, str)
+    TIME = (str, time, timedelta)
+    OTHER = (str, int, float, Decimal, UUID, date, time, dict, list)
+
+    @classmethod
+    def of(cls, column: sa.Column[Any]) -> _Kind:
+        if _is_binary(column):
+            return cls.BINARY
+        if isinstance(column.type, mysql.YEAR):
+            return cls.YEAR
+        return cls.TIME if isinstance(column.type, _Time) else cls.OTHER
+
+    def texts(self, values: Sequence[Any]) -> Sequence[Any]:
+        """Return a column's values as what JSON carries exactly. TypeError: one is not taken."""
+        kinds = set(map(type, values)) - {type(None)}
+        if self is _Kind.OTHER and kinds <= {str, int}:
+            return values
+        if any(not issubclass(kind, self.value) for kind in kinds):
+            raise TypeError("left to the driver")
+        return [None if value is None else self._text(value) for value in values]
+
+    def _text(self, value: Any) -> str:
+        if self is _Kind.BINARY:
+            return bytes(value).hex()
+        if self is _Kind.YEAR and isinstance(value, int):
+            return f"{value:04}"
+        return _text(value)
 
 
 def _is_binary(column: sa.ColumnElement[Any]) -> bool:
@@ -279,24 +366,22 @@ def _arrived(
     return sa.type_coerce(value, sa.types.NullType())
 
 
-def _text(value: Any) -> str | None:
+def _text(value: Any) -> str:
     """Return a value as the text that MySQL reads back exactly. TypeError: no such text."""
-    if value is None or isinstance(value, str):
+    if isinstance(value, str):
         return value
     if isinstance(value, bool):
         return str(int(value))
     if isinstance(value, (int, UUID)):
         return str(value)
     if isinstance(value, float):
-        return repr(value)
+        return float.__repr__(value)  # a subclass, as NumPy's, may show itself otherwise
     if isinstance(value, Decimal):
         return format(value, "f")
     if isinstance(value, datetime):
         return value.replace(tzinfo=None).isoformat(" ")
     if isinstance(value, (date, time)):
         return value.isoformat()
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        return bytes(value).hex()
     if isinstance(value, (dict, list)):
         return json.dumps(value)
     if isinstance(value, timedelta):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,21 +11,29 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
 from backfill.dialects.base import (
-    BulkUpdate,
     Dialect,
     ErrorKind,
-    ExecutemanyUpdate,
     Explain,
     Explanation,
     Limits,
 )
+from backfill.dialects.postgresql_bulk import (
+    DIMENSIONS,
+    SQL_TYPE,
+    UnnestUpdate,
+    is_taken,
+    prepare_driver,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from sqlalchemy.types import TypeEngine
 
+    from backfill.dialects.base import Reading
+    from backfill.dialects.bulk import BulkUpdate
     from backfill.keys import Key, KeyValues
+    from backfill.targets import Target
 
 # SQLSTATEs: PostgreSQL manual, appendix A. Exact codes go before their class (first two).
 _KINDS = {
@@ -57,17 +66,45 @@ _KINDS = {
     "58030": ErrorKind.DAMAGE,  # io_error
 }
 _SAMPLED = 20_000
-_NOT_UNNESTABLE = (sa.ARRAY, sa.types.NullType, pg.DOMAIN)
+_HAS_XMIN = "backfill_has_xmin"
+_RAW = (pg.CITEXT, pg.DOMAIN, pg.HSTORE, sa.types.NullType, sa.JSON)
+"""Items of arrays that are better read as the driver gives them: it leaves most of these as text,
+whose characters SQLAlchemy takes for items, as it takes the lists in documents for dimensions."""
+_IS_ONE_HEAP = "backfill_is_one_heap"
+_LAST_BLOCK = 2**32 - 1
+_TID_RANGES = (14,)
+"""The first version that reads `ctid BETWEEN …` without a scan of the whole table."""
+
+
+class _QuotedNumeric(sa.Numeric[Any]):
+    """For psycopg2, which sends an infinite Decimal as NaN: a quoted literal is a numeric too."""
+
+    cache_ok = True
+
+    def adapt(self, cls: Any, **kw: Any) -> Any:
+        return super().adapt(type(self), **kw)  # SQLAlchemy would take the driver's own instead
+
+    def bind_processor(self, dialect: Any) -> Any:
+        return lambda value: None if value is None else str(value)
+
+    def result_processor(self, dialect: Any, coltype: Any) -> None:
+        """The driver reads a Decimal."""
 
 
 class PostgreSQL(Dialect):
     """Everything is set for one transaction, so that a pooler in transaction mode suits us."""
 
     update_gives_way: ClassVar[bool] = True
+    mismatches: ClassVar[frozenset[str]] = frozenset({"42601", "42804", "42846", "42883"})
+
+    def open(self, limits: Limits) -> sa.Connection:
+        connection = super().open(limits)
+        prepare_driver(connection)
+        return connection
 
     def begin(self, connection: sa.Connection, limits: Limits, *, write: bool) -> None:
         connection.execute(
-            _SET_LOCAL,
+            _SET_LOCAL_BY_INDEX if limits.by_index else _SET_LOCAL,
             {
                 "lock": _milliseconds(limits.lock_timeout),
                 "statement": _milliseconds(limits.statement_timeout),
@@ -94,7 +131,9 @@ class PostgreSQL(Dialect):
         return super()._is_unsendable(original) or " adapt type " in str(original)
 
     def error_objects(self, error: BaseException) -> dict[str, str]:
-        diagnosis = getattr(getattr(error, "orig", error), "diag", None)
+        original = getattr(error, "orig", None) or error
+        # asyncpg's own error stands behind SQLAlchemy's, and has the names itself.
+        diagnosis = getattr(original, "diag", None) or original.__cause__
         names = {
             "constraint": getattr(diagnosis, "constraint_name", None),
             "column": getattr(diagnosis, "column_name", None),
@@ -102,9 +141,13 @@ class PostgreSQL(Dialect):
         return {kind: name for kind, name in names.items() if name}
 
     def key_type(self, column: sa.Column[Any]) -> TypeEngine[Any] | None:
+        if isinstance(column.type, sa.Time) and column.type.timezone:
+            return None  # one moment in two zones is two keys here, and one for Python
         if isinstance(column.type, (sa.Boolean, sa.Enum, pg.CITEXT)):
             return column.type
-        return super().key_type(column)
+        kind = super().key_type(column)
+        is_misread = isinstance(kind, sa.Numeric) and self.engine.dialect.driver == "psycopg2"
+        return _QuotedNumeric() if is_misread else kind
 
     def key_above(self, columns: Any, operands: Any, *, inclusive: bool = False) -> Any:
         """Row values seek on all columns; the range on the first one mends the row estimate."""
@@ -118,6 +161,18 @@ class PostgreSQL(Dialect):
             return super().key_upto(columns, operands)
         bound = sa.tuple_(*operands)
         return sa.and_(columns[0] <= operands[0], sa.tuple_(*columns) <= bound)
+
+    def complete_reflection(self, connection: sa.Connection, table: sa.Table) -> None:
+        rows = connection.execute(_COLUMN_TYPES, {"table": self._quoted(table)}).all()
+        for row in rows:
+            info = table.c[row.attname].info
+            info[DIMENSIONS] = max(row.attndims, 1) if row.kind.endswith("[]") else 0
+            info[SQL_TYPE] = None if row.is_deep else _without_length(row.kind)
+        for column in table.c:
+            if isinstance(column.type, sa.ARRAY) and isinstance(column.type.item_type, _RAW):
+                column.type = sa.types.NullType()
+        table.info[_HAS_XMIN] = bool(rows) and rows[0].has_xmin
+        table.info[_IS_ONE_HEAP] = bool(rows) and rows[0].is_one_heap
 
     def row_estimate(self, connection: sa.Connection, table: sa.Table) -> int:
         """Ask the planner: it scales its statistics to the file's size of this moment."""
@@ -181,56 +236,77 @@ class PostgreSQL(Dialect):
             return None
         return "an older transaction that this user cannot see, or a prepared one"
 
-    def bulk_update(
-        self, table: sa.Table, key: Key, writes: Sequence[str], narrow: sa.ColumnElement[bool]
-    ) -> BulkUpdate:
-        if any(isinstance(table.c[column].type, _NOT_UNNESTABLE) for column in writes):
-            return ExecutemanyUpdate(table, key, writes)
-        return _UnnestUpdate(table, key, writes, narrow)
-
-
-class _UnnestUpdate(BulkUpdate):
-    """`UPDATE … FROM unnest(arrays)`: one parameter a column, one constant statement text."""
-
-    def __init__(
-        self, table: sa.Table, key: Key, writes: Sequence[str], narrow: sa.ColumnElement[bool]
-    ) -> None:
-        self._writes = list(writes)
-        key_names = [f"k{i}" for i in range(len(key.columns))]
-        names = key_names + [f"w{i}" for i in range(len(self._writes))]
-        types = [*key.types, *(_without_length(table.c[column].type) for column in self._writes)]
-        self._names = names
-        arrays = [
-            sa.bindparam(f"_{name}", type_=sa.ARRAY(kind, dimensions=1))
-            for name, kind in zip(names, types, strict=True)
-        ]
-        columns = [sa.column(name, kind) for name, kind in zip(names, types, strict=True)]
-        values = sa.func.unnest(*arrays).table_valued(*columns)
-        values = values.render_derived(name="computed")
-        self._statement = (
-            sa.update(table)
-            .where(*(c == values.c[n] for c, n in zip(key.columns, key_names, strict=True)))
-            .where(narrow)  # without it the planner scans the table sooner or later
-            .values({column: values.c[f"w{i}"] for i, column in enumerate(self._writes)})
-        )
-
-    def write(
+    def all_at_once(
         self,
         connection: sa.Connection,
-        rows: Sequence[tuple[KeyValues, Mapping[str, Any]]],
-        parameters: Mapping[str, Any],
-    ) -> int:
-        columns = [*zip(*(key for key, _ in rows), strict=True)]
-        columns += [tuple(values[name] for _, values in rows) for name in self._writes]
-        arrays = {f"_{n}": list(c) for n, c in zip(self._names, columns, strict=True)}
-        return connection.execute(self._statement, {**arrays, **parameters}).rowcount
+        table: sa.Table,
+        condition: sa.ColumnElement[bool],
+        reading: Reading,
+        rows: int,
+    ) -> bool | None:
+        """Read block after block. A row that is written meanwhile may move from where we have yet
+        to look to where we looked: so it counts only if every statement had the same snapshot,
+        which means that no transaction ended from the first to the last.
+        """
+        version = connection.dialect.server_version_info or ()
+        if not table.info.get(_IS_ONE_HEAP) or version < _TID_RANGES:
+            return None
+        name = self._quoted(table)
+        ctid: sa.ColumnElement[Any] = sa.literal_column(f"{name}.ctid")
+        low, high = (sa.cast(sa.bindparam(n, type_=sa.Text()), _Tid()) for n in ("low", "high"))
+        found = sa.select(sa.literal(1)).select_from(table)
+        found = found.where(ctid >= low, ctid < high, condition)
+        snapshot = sa.cast(sa.func.txid_current_snapshot(), sa.Text())
+        looking = sa.select(snapshot, found.exists())
+        with reading():
+            pages, density = connection.execute(_PAGES_OF, {"table": name}).one()
+        step = max(1, int(rows / density))
+        first = None
+        for page in range(0, max(int(pages), 1), step):
+            # The last look has no end: rows may have moved there since the size was read.
+            end = page + step if page + step < pages else _LAST_BLOCK
+            blocks = {"low": f"({page},0)", "high": f"({end},0)"}
+            with reading():
+                seen, is_found = connection.execute(looking, blocks).one()
+            if is_found:
+                return True
+            if first not in (None, seen):
+                return None
+            first = seen
+        return False
+
+    def row_version(self, table: sa.Table) -> sa.ColumnElement[Any] | None:
+        """Take `xmin` where the table's rows are PostgreSQL's own."""
+        if not table.info.get(_HAS_XMIN):
+            return None
+        return sa.literal_column(f"{self._quoted(table)}.xmin")
+
+    def slow_columns(self, target: Target) -> list[str]:
+        return [column.name for column in target.travelling if not is_taken(column)]
+
+    def verifies(self, target: Target) -> bool:
+        return bool(target.table.info.get(_HAS_XMIN)) and not self.slow_columns(target)
+
+    def _quoted(self, table: sa.Table) -> str:
+        """Return a table's name as SQL; the preparer doubles percent signs, for parameters."""
+        preparer = self.engine.dialect.identifier_preparer
+        return preparer.format_table(table).replace("%%", "%")
+
+    def _fast_update(
+        self,
+        target: Target,
+        writes: Sequence[str],
+        narrow: sa.ColumnElement[bool],
+        *,
+        verifies: bool,
+    ) -> BulkUpdate:
+        return UnnestUpdate(target, writes, narrow, verifies=verifies)
 
 
-def _without_length(kind: TypeEngine[Any]) -> TypeEngine[Any]:
-    """A cast to varchar(3) cuts in silence where the assignment would refuse."""
-    if isinstance(kind, sa.String) and not isinstance(kind, (sa.Enum, pg.CITEXT)):
-        return sa.Text()
-    return kind
+def _without_length(kind: str) -> str:
+    """Return a type's name for which no length is read into it."""
+    kind = re.sub(r"^character(?! varying)", "bpchar", kind)  # else character(1)
+    return re.sub(r'^"?bit"?(?! varying)', "bit varying", kind)
 
 
 def _milliseconds(seconds: float) -> str:
@@ -259,7 +335,41 @@ _SET_LOCAL = sa.select(
     _set_local("idle_in_transaction_session_timeout", "idle"),
     _set_local("application_name", "label"),
 )
+# The planner judges row values by their first column alone: where one value of it holds most of
+# the table, it would scan all of it for each chunk.
+_SET_LOCAL_BY_INDEX = _SET_LOCAL.add_columns(
+    sa.func.set_config("enable_seqscan", "off", sa.true()),
+    sa.func.set_config("enable_bitmapscan", "off", sa.true()),
+)
 
+
+class _Tid(sa.types.UserDefinedType[str]):
+    """Where a row is stored: (block, number)."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "TID"
+
+
+# Where statistics are missing, the most rows that fit (MaxHeapTuplesPerPage of 8 kB).
+_PAGES_OF = sa.text(
+    "SELECT pg_relation_size(oid) / CAST(current_setting('block_size') AS bigint),"
+    " CASE WHEN relpages > 0 AND reltuples > 0 THEN reltuples / relpages ELSE 291 END"
+    " FROM pg_class WHERE oid = CAST(:table AS regclass)"
+)
+_COLUMN_TYPES = sa.text(
+    "SELECT attname, attndims,"
+    " format_type(COALESCE(NULLIF(t.typbasetype, 0), t.oid), NULL) AS kind,"
+    " COALESCE(b.typtype = 'd', false) AS is_deep,"
+    " relkind IN ('r', 'p') AND COALESCE(amname, 'heap') = 'heap' AS has_xmin,"
+    " relkind = 'r' AND amname = 'heap' AND NOT relhassubclass AS is_one_heap"
+    " FROM pg_attribute JOIN pg_class AS c ON c.oid = attrelid"
+    " JOIN pg_type AS t ON t.oid = atttypid"
+    " LEFT JOIN pg_type AS b ON b.oid = t.typbasetype"
+    " LEFT JOIN pg_am AS a ON a.oid = relam"
+    " WHERE attrelid = CAST(:table AS regclass) AND attnum > 0 AND NOT attisdropped"
+)
 _OLDER_WRITER = sa.text(
     "SELECT pid, application_name FROM pg_stat_activity"
     " WHERE backend_xid IS NOT NULL AND xact_start <= to_timestamp(:moment)"

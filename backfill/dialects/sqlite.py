@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import re
 import time
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import sqlalchemy as sa
 
 from backfill.dialects.base import Dialect, ErrorKind, Explain, Explanation, Limits
+from backfill.dialects.sqlite_bulk import FunctionUpdate
 
 if TYPE_CHECKING:
     import sqlite3
+    from collections.abc import Sequence
 
     from sqlalchemy.types import TypeEngine
+
+    from backfill.dialects.bulk import BulkUpdate
+    from backfill.targets import Target
 
 # https://sqlite.org/rescode.html, primary codes (the low byte of an extended code).
 _KINDS = {
@@ -49,6 +55,7 @@ _TEXTS = {
     "file is not a database": 26,
     "datatype mismatch": 20,
 }
+_ABOUT_A_VALUE = ("malformed JSON", "Could not decode to UTF-8")
 _OPCODES_PER_CHECK = 20_000
 _CONSTRAINT = re.compile(r"^(?:NOT NULL|UNIQUE|CHECK) constraint failed: ([\w., ]+)$")
 
@@ -62,11 +69,37 @@ class _Raw(sa.types.UserDefinedType[Any]):
         return "BLOB"
 
 
+class _Number(sa.types.UserDefinedType[Any]):
+    """A number with all its digits, as far as SQLite keeps them; other values as they are."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "NUMERIC"
+
+    def result_processor(self, dialect: Any, coltype: Any) -> Any:
+        def read(value: Any) -> Any:
+            return Decimal(repr(value)) if isinstance(value, (int, float)) else value
+
+        return read
+
+    def bind_processor(self, dialect: Any) -> Any:
+        def write(value: Any) -> Any:
+            if not isinstance(value, Decimal):
+                return value
+            is_whole = value == value.to_integral_value() and abs(value) < 2**63
+            return int(value) if is_whole else float(value)
+
+        return write
+
+
 class SQLite(Dialect):
     """The driver begins too late and only for some statements, so BEGIN is ours to send."""
 
     update_gives_way: ClassVar[bool] = True
     one_writer: ClassVar[bool] = True
+    target_seconds: ClassVar[float] = 0.15
+    sorts_strides: ClassVar[bool] = False
     row_locks: ClassVar[bool] = False
     isolation_level: ClassVar[str] = "AUTOCOMMIT"
     """pysqlite's name for "the driver sends no BEGIN of its own"."""
@@ -105,12 +138,16 @@ class SQLite(Dialect):
         original = self.driver_error(error)
         if original is not None and "no such" in str(original):
             return ErrorKind.SCHEMA
-        if original is not None and str(original) == "malformed JSON":
+        if original is not None and str(original).startswith(
+            ("malformed JSON", "Could not decode")
+        ):
             return ErrorKind.DATA
         return super().error_kind(error)
 
     def _is_unsendable(self, original: BaseException) -> bool:
-        return str(original).startswith("Error binding parameter")
+        return super()._is_unsendable(original) or str(original).startswith(
+            "Error binding parameter"
+        )
 
     def error_objects(self, error: BaseException) -> dict[str, str]:
         found = _CONSTRAINT.match(str(getattr(error, "orig", error)))
@@ -154,6 +191,11 @@ class SQLite(Dialect):
             return None  # WITHOUT ROWID keeps no such number
         return 0 if high is None else int(high) - int(low) + 1
 
+    def complete_reflection(self, connection: sa.Connection, table: sa.Table) -> None:
+        for column in table.c:
+            if isinstance(column.type, sa.Numeric) and not isinstance(column.type, sa.Float):
+                column.type = _Number()  # SQLAlchemy's would cut it to ten digits
+
     def explain(self, connection: sa.Connection, statement: sa.Select[Any]) -> Explanation:
         rows = connection.execute(Explain("EXPLAIN QUERY PLAN", statement))
         lines = tuple(str(row[-1]) for row in rows)
@@ -165,6 +207,23 @@ class SQLite(Dialect):
         modifiers = ["now"] + ([f"{plus_seconds:+.3f} seconds"] if plus_seconds else [])
         milliseconds = sa.func.strftime("%Y-%m-%d %H:%M:%f", *modifiers)
         return sa.type_coerce(milliseconds + sa.literal("000"), sa.String())
+
+    def foreign_writes(self, connection: sa.Connection, schema: str | None = None) -> object:
+        quoted = self.engine.dialect.identifier_preparer.quote(schema or "main")
+        return connection.exec_driver_sql(f"PRAGMA {quoted}.data_version").scalar()
+
+    def verifies(self, target: Target) -> bool:
+        return True
+
+    def _fast_update(
+        self,
+        target: Target,
+        writes: Sequence[str],
+        narrow: sa.ColumnElement[bool],
+        *,
+        verifies: bool,
+    ) -> BulkUpdate:
+        return FunctionUpdate(target, writes, narrow, verifies=verifies)
 
     def lock(self, statement: sa.Select[Any]) -> sa.Select[Any]:
         return statement  # BEGIN IMMEDIATE holds the only write lock there is

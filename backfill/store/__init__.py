@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 _LIMITS = Limits(lock_timeout=10, statement_timeout=30, idle_timeout=10, label="backfill: state")
 """Waiting here holds nothing that the application wants."""
+_REUSABLE_SECONDS = 5.0
+"""A connection idle for longer may have been cut by a pooler or a firewall."""
 _CREATE_TRIES = 5
 _CLAIMABLE = (Status.PENDING, Status.RUNNING, Status.FAILED)
 
@@ -44,15 +46,44 @@ class Store:
 
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
+        self._spare: list[tuple[float, sa.Connection]] = []
+        """Open connections that nobody uses, and since when."""
+        self._keeps_open = False
 
     @contextmanager
     def transaction(self, *, write: bool = True) -> Iterator[sa.Connection]:
-        """Run one transaction on a connection of its own."""
-        with (
-            self._dialect.open(_LIMITS) as connection,
-            self._dialect.transaction(connection, _LIMITS, write=write),
-        ):
-            yield connection
+        """Run one transaction on a connection that nobody else uses."""
+        connection = self._connection()
+        try:
+            with self._dialect.transaction(connection, _LIMITS, write=write):
+                yield connection
+        except BaseException:
+            connection.close()
+            raise
+        if self._keeps_open:
+            self._spare.append((time.monotonic(), connection))
+        else:
+            connection.close()
+
+    @contextmanager
+    def kept_open(self) -> Iterator[None]:
+        """Use connections again while this lasts: to open one costs more than most of our SQL."""
+        self._keeps_open = not self._dialect.is_async  # there, each belongs to its thread
+        try:
+            yield
+        finally:
+            self._keeps_open = False
+            while self._spare:
+                self._spare.pop()[1].close()
+
+    def _connection(self) -> sa.Connection:
+        while self._spare:
+            with suppress(IndexError):  # another thread took it
+                since, connection = self._spare.pop()
+                if time.monotonic() - since < _REUSABLE_SECONDS:
+                    return connection
+                connection.close()
+        return self._dialect.open(_LIMITS)
 
     def exists(self) -> bool:
         """Whether the tables are there. Raises StateError if they are a newer version's."""

@@ -38,6 +38,12 @@ class Writer:
         self.compute_seconds = 0.0
         """How long the last chunk was computed."""
 
+    def forget(self) -> None:
+        """A new chunk begins: what was computed for the last one is of no use any more."""
+
+    def be_careful(self) -> None:
+        """Lock rows before they are compared and written, from now on."""
+
     def compute(self, chunk: Chunk, pulse: Callable[[], None]) -> Chunk:
         """Work out what to write; `pulse` is called now and then, and raises to stop it."""
         return chunk

@@ -30,7 +30,7 @@ class CustomWriter(Writer):
         if chunk.is_empty:
             return Written(0)
         if not self.target.dialect.update_gives_way:
-            self.walk.locked(connection, self.target, chunk)
+            self.walk.locked(connection, chunk)
         statements = ChunkStatements(self.target.table, self._condition(chunk))
         with _in_one_piece(connection, self.target.declaration.name):
             changed = self.declaration.apply(connection, statements)
@@ -42,7 +42,7 @@ class CustomWriter(Writer):
         """Return the chunk's condition with its values inside: it must stand alone."""
         key = self.target.key
         if chunk.page:
-            low, high, inclusive = chunk.page[0].key, chunk.page[-1].key, True
+            low, high, inclusive = chunk.page.key(0), chunk.page.key(-1), True
         else:
             low, high, inclusive = chunk.after, chunk.upto, False
         parts = [key.upto(key.constants(high))]

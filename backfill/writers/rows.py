@@ -1,61 +1,82 @@
-"""Python: read, compute unlocked, then lock, compare, and write in bulk.
+"""Python: read, compute unlocked, then make sure, and write in bulk.
 
-The application writes between our reading and our writing. So the chunk's rows are read
-again under locks and compared in Python; SQL's equality has traps (case-blind collations,
-floats, json). Rows that changed are computed again under their lock if they are few and
-quick, else the chunk goes another round. (Lost-update trials: docs/decisions.md.)
+The application writes between our reading and our writing. Where the bulk write itself can tell
+that every row is as it was read, it does (docs/decisions.md). Else the chunk's rows are read
+again under locks and compared in Python; SQL's equality has traps (case-blind collations, floats,
+json). Rows that changed are computed again under their lock if they are few and quick, else the
+chunk goes another round.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from asyncio import CancelledError
-from collections import defaultdict
-from collections.abc import Mapping
-from copy import deepcopy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from backfill.chunks import Chunk, PageRow, Ranged
+import sqlalchemy as sa
+
+from backfill.chunks import Chunk, Ranged
 from backfill.declaration import Backfill
-from backfill.errors import DeclarationError
+from backfill.dialects import ErrorKind, Overtaken
+from backfill.errors import DeclarationError, UnreadableRow, UnsendableValue
 from backfill.failures import describe, stack
 from backfill.runs import Failure
 from backfill.writers.base import Writer, Written
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    import sqlalchemy as sa
+    from collections.abc import Callable
 
     from backfill.chunks import Walk
-    from backfill.dialects.base import BulkUpdate
+    from backfill.dialects import Dialect
+    from backfill.dialects.bulk import BulkUpdate
     from backfill.keys import KeyValues
+    from backfill.pages import Page, Raw
     from backfill.targets import Target
 
 UNDER_LOCK_SECONDS = 0.01
 """Recomputing may hold a chunk's locks for about so long; a row that changes again and again
 is at last computed under its own lock alone."""
 _PULSE_ROWS = 16
+_CAREFUL_CHUNKS = 16
+"""Chunks that lock first, after one whose rows the application changed meanwhile."""
 _RAISED = (Exception, SystemExit, CancelledError)
 """What a row's code may raise; a sys.exit() in it must not end the command as if all was done."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Bad:
+    """What came out of a row that could not be computed."""
+
+    error: str
+
+
+_REFUSED = (UnicodeError, OverflowError, UnreadableRow, UnsendableValue)
+"""Drivers let some of Python's own errors through, for text or numbers that they cannot send."""
+
+Output = Mapping[str, Any] | _Bad | None
+
+
+_Group = tuple[tuple[str, ...], "Page", Sequence[Mapping[str, Any]]]
+"""Columns, rows, and what is written to these columns of each row."""
+
+
+def is_about_a_row(error: BaseException, dialect: Dialect, *, computes: bool) -> bool:
+    """Whether the database or the driver refuses a value, be it read or written."""
+    if dialect.error_kind(error) is ErrorKind.DATA:
+        return True
+    return computes and isinstance(error, _REFUSED)
 
 
 class RowsChanged(Exception):
     """Too many rows changed to compute them under their locks; the fresh page to start from."""
 
-    def __init__(self, page: tuple[PageRow, ...]) -> None:
+    def __init__(self, page: Page) -> None:
         super().__init__(f"{len(page)} rows are to be computed again")
         self.page = page
-
-
-@dataclass(frozen=True, slots=True)
-class _Result:
-    """What a row was when it was computed, and what came out."""
-
-    row: Any
-    output: Mapping[str, Any] | None = None
-    error: str | None = None
 
 
 class RowsWriter(Writer):
@@ -69,94 +90,191 @@ class RowsWriter(Writer):
         self.first_stack: str | None = None
         """The traceback of the first row that failed."""
         self.pulses = self._one_by_one = type(self.declaration).transform is not Backfill.transform
-        self._is_mutable = target.reads_mutable
         self._allowed = frozenset(target.declaration.writes)
-        self._results: dict[KeyValues, _Result] = {}
+        self._page: Page | None = None
+        self._outputs: Sequence[Output] = ()
+        """What came out of each row of the page."""
+        self._groups: list[_Group] = []
+        self._verifies = target.dialect.verifies(target)
+        self._careful = 0
         self._seconds_per_row = 0.0
-        self._updates: dict[tuple[str, ...], Ranged[BulkUpdate]] = {}
+        self._updates: dict[tuple[bool, tuple[str, ...]], Ranged[BulkUpdate]] = {}
+
+    def forget(self) -> None:
+        self._page = None
 
     # -- computing, in no transaction --------------------------------------------------
 
     def compute(self, chunk: Chunk, pulse: Callable[[], None]) -> Chunk:
         assert chunk.page is not None
-        known = self._results
-        stale = [read for read in chunk.page if not self._is_known(read)]
-        kept = {r.key: known[r.key] for r in chunk.page if r.key in known}
         started = time.perf_counter()
-        self._results = {**kept, **self._computed(stale, pulse)}
+        if self._page is None:
+            stale, outputs = chunk.page, self._computed(chunk.page, pulse)
+        else:
+            stale, outputs = self._brought_up_to_date(chunk.page, pulse)
+        self._page, self._outputs = chunk.page, outputs
+        self._groups = self._grouped(chunk.page, outputs)
         self.compute_seconds = time.perf_counter() - started
         if stale:
             self._seconds_per_row = self.compute_seconds / len(stale)
         return chunk
 
-    def _computed(
-        self, page: Sequence[PageRow], pulse: Callable[[], None]
-    ) -> dict[KeyValues, _Result]:
-        if self._one_by_one:
-            found = {}
-            for i, read in enumerate(page):
-                if i % _PULSE_ROWS == 0:
-                    pulse()
-                found[read.key] = self._one(read)
-            return found
-        return dict(self._many(page, pulse)) if page else {}
+    def _brought_up_to_date(
+        self, page: Page, pulse: Callable[[], None]
+    ) -> tuple[Page, list[Output]]:
+        """Compute what is not known of a page: the rows that are new, or changed meanwhile."""
+        known = self._known()
+        stale = page.of([raw for raw in page.rows if not self._is_known(page, raw, known)])
+        fresh = dict(zip(stale.keys, self._computed(stale, pulse), strict=True))
+        return stale, [fresh[key] if key in fresh else known[key][1] for key in page.keys]
 
-    def _one(self, read: PageRow) -> _Result:
+    def _known(self) -> dict[KeyValues, tuple[Raw, Output]]:
+        page = self._page
+        if page is None:
+            return {}
+        return dict(zip(page.keys, zip(page.rows, self._outputs, strict=True), strict=True))
+
+    def _is_known(
+        self, page: Page, raw: Raw, known: Mapping[KeyValues, tuple[Raw, Output]]
+    ) -> bool:
+        """Whether a row was computed as it is now."""
+        found = known.get(page.reader.key(raw))
+        return found is not None and page.reader.is_same_row(found[0], raw)
+
+    def _computed(self, page: Page, pulse: Callable[[], None]) -> list[Output]:
+        if not page:
+            return []
         try:
-            output = self.declaration.transform(self._handed_out(read))
-        except _RAISED as error:
-            return self._failed(read, error)
-        return _Result(read.row, self._checked(output))
+            rows = page.given
+        except _RAISED as error:  # a value that is no date, though its column says so
+            return self._halved(page, error, pulse)
+        return self._one_each(rows, pulse) if self._one_by_one else self._many(page, rows, pulse)
 
-    def _many(
-        self, page: Sequence[PageRow], pulse: Callable[[], None]
-    ) -> list[tuple[KeyValues, _Result]]:
-        """Halve the rows where `transform_chunk` raises, down to the one at fault."""
+    def _halved(self, page: Page, error: BaseException, pulse: Callable[[], None]) -> list[Output]:
+        """Compute a page in two parts, down to the row that raises."""
+        if len(page) == 1:
+            return [self._failed(error)]
+        middle = len(page) // 2
+        return self._computed(page.part(0, middle), pulse) + self._computed(
+            page.part(middle), pulse
+        )
+
+    def _one_each(self, rows: list[Any], pulse: Callable[[], None]) -> list[Output]:
+        outputs = list[Output]()
+        computing = map(self.declaration.transform, rows)
+        while len(outputs) < len(rows):
+            pulse()
+            try:
+                outputs.extend(islice(computing, _PULSE_ROWS))  # keeps what came before an error
+            except _RAISED as error:
+                outputs.append(self._failed(error))
+        return outputs
+
+    def _many(self, page: Page, rows: list[Any], pulse: Callable[[], None]) -> list[Output]:
         pulse()
         try:
-            outputs = list(
-                self.declaration.transform_chunk([self._handed_out(read) for read in page])
-            )
+            outputs = list(self.declaration.transform_chunk(rows))
         except _RAISED as error:
-            if len(page) == 1:
-                return [(page[0].key, self._failed(page[0], error))]
-            middle = len(page) // 2
-            return self._many(page[:middle], pulse) + self._many(page[middle:], pulse)
+            return self._halved(page, error, pulse)
         if len(outputs) != len(page):
             raise DeclarationError(
                 f"{self.declaration.name}: transform_chunk() got {len(page)} rows and returned"
                 f" {len(outputs)} results; return one for each row, None to leave a row as it is."
             )
+        return list[Output](outputs)
+
+    def _failed(self, error: BaseException) -> _Bad:
+        self.first_stack = self.first_stack or stack(error)
+        return _Bad(describe(error, self.target.dialect))
+
+    # -- writing, in the chunk's transaction ---------------------------------------------
+
+    def be_careful(self) -> None:
+        self._careful = sys.maxsize
+
+    def write(self, connection: sa.Connection, chunk: Chunk) -> Written:
+        if chunk.is_empty:
+            return Written(0)
+        has_failed = _Bad in set(map(type, self._outputs))  # and may be mended meanwhile
+        if self._verifies and not self._careful and not has_failed:
+            return self._write_as_read(connection, chunk)
+        self._careful = max(0, self._careful - 1)
+        return self._write_locked(connection, chunk)
+
+    def _write_as_read(self, connection: sa.Connection, chunk: Chunk) -> Written:
+        """Write rows that are still what was read. Raises Overtaken where one is not."""
+        try:
+            return Written(self._write_groups(self._groups, chunk, connection, verifies=True))
+        except Overtaken:
+            self._careful = _CAREFUL_CHUNKS
+            raise
+
+    def _write_locked(self, connection: sa.Connection, chunk: Chunk) -> Written:
+        page = self.walk.locked(connection, chunk)
+        assert self._page is not None
+        if page.is_same(self._page):
+            groups, outputs = self._groups, self._outputs
+        else:
+            outputs = self._recomputed(page)
+            groups = self._grouped(page, outputs)
+        written = self._write_groups(groups, chunk, connection, verifies=False)
+        return Written(written, self._failures(page, outputs))
+
+    def _recomputed(self, page: Page) -> list[Output]:
+        """Compute rows that changed under their locks. Raises RowsChanged if that takes long."""
+        known = self._known()
+        changed = page.of([raw for raw in page.rows if not self._is_known(page, raw, known)])
+        seconds = len(changed) * self._seconds_per_row
+        if changed and len(page) > 1 and seconds > UNDER_LOCK_SECONDS:
+            raise RowsChanged(page)
+        fresh = dict(zip(changed.keys, self._computed(changed, lambda: None), strict=True))
+        return [fresh[key] if key in fresh else known[key][1] for key in page.keys]
+
+    def _write_groups(
+        self,
+        groups: Sequence[_Group],
+        chunk: Chunk,
+        connection: sa.Connection,
+        *,
+        verifies: bool,
+    ) -> int:
+        written = 0
+        for columns, page, outputs in groups:
+            update, parameters = self._update(columns, verifies=verifies).on(chunk)
+            changed = update.write(connection, page, outputs, parameters)
+            if verifies and changed != len(page):
+                raise Overtaken
+            written += changed
+        return written
+
+    def _failures(self, page: Page, outputs: Sequence[Output]) -> list[Failure]:
         return [
-            (read.key, _Result(read.row, self._checked(output)))
-            for read, output in zip(page, outputs, strict=True)
+            Failure(page.key(i), output.error)
+            for i, output in enumerate(outputs)
+            if type(output) is _Bad
         ]
 
-    def _handed_out(self, read: PageRow) -> Any:
-        """Return the row for Python; a copy where it could change what was read in place."""
-        return deepcopy(read.row) if self._is_mutable else read.row
+    def _grouped(self, page: Page, outputs: Sequence[Output]) -> list[_Group]:
+        """Return the rows that are to be written, by the columns that they write."""
+        if set(map(type, outputs)) == {dict} and len(set(map(tuple, outputs))) == 1:  # type: ignore[arg-type]
+            return self._one_group(page, outputs)  # type: ignore[arg-type]
+        groups: dict[tuple[str, ...], tuple[list[Raw], list[Mapping[str, Any]]]] = {}
+        for raw, output in zip(page.rows, outputs, strict=True):
+            if output is None or isinstance(output, _Bad):
+                continue
+            self._check(output)
+            rows, values = groups.setdefault(tuple(output), ([], []))
+            rows.append(raw)
+            values.append(output)
+        return [(c, page.of(rows), values) for c, (rows, values) in groups.items() if c]
 
-    def _is_known(self, read: PageRow) -> bool:
-        """Whether a row was computed as it is now; NaN equals itself, in JSON 1 is not true."""
-        result = self._results.get(read.key)
-        if result is None:
-            return False
-        before, now = result.row, read.row
-        if self._is_mutable:
-            return repr(before) == repr(now)
-        return bool(before == now) or all(
-            a == b or (a != a and b != b) for a, b in zip(before, now, strict=True)
-        )
+    def _one_group(self, page: Page, outputs: Sequence[Mapping[str, Any]]) -> list[_Group]:
+        """All rows write the same columns, as they mostly do."""
+        self._check(outputs[0])
+        columns = tuple(outputs[0])
+        return [(columns, page, outputs)] if columns else []
 
-    def _failed(self, read: PageRow, error: BaseException) -> _Result:
-        self.first_stack = self.first_stack or stack(error)
-        return _Result(read.row, error=describe(error, self.target.dialect))
-
-    def _checked(self, output: Any) -> Mapping[str, Any] | None:
-        if output is None:
-            return None
-        if type(output) is dict and self._allowed.issuperset(output):
-            return output
+    def _check(self, output: Any) -> None:
         if not isinstance(output, Mapping):
             raise DeclarationError(
                 f"{self.declaration.name}: transform must return a mapping of columns to values,"
@@ -168,44 +286,21 @@ class RowsWriter(Writer):
                 f"{self.declaration.name}: transform returned {', '.join(unknown)}, which `writes`"
                 " does not name. Add it there, or drop it."
             )
-        return output
 
-    # -- writing, in the chunk's transaction ---------------------------------------------
-
-    def write(self, connection: sa.Connection, chunk: Chunk) -> Written:
-        if chunk.is_empty:
-            return Written(0)
-        current = self.walk.locked(connection, self.target, chunk)
-        known = self._results
-        changed = [read for read in current if not self._is_known(read)]
-        if changed:
-            if len(current) > 1 and len(changed) * self._seconds_per_row > UNDER_LOCK_SECONDS:
-                raise RowsChanged(tuple(current))
-            known = {**known, **self._computed(changed, lambda: None)}
-        results = [(read.key, known[read.key]) for read in current]
-        written = self._write(connection, chunk, [(k, r.output) for k, r in results if r.output])
-        failures = [Failure(key, result.error) for key, result in results if result.error]
-        return Written(written, failures)
-
-    def _write(
-        self, connection: sa.Connection, chunk: Chunk, rows: Sequence[tuple[KeyValues, Any]]
-    ) -> int:
-        groups: dict[tuple[str, ...], list[tuple[KeyValues, Any]]] = defaultdict(list)
-        for key, output in rows:
-            groups[tuple(output)].append((key, output))
-        written = 0
-        for columns, group in groups.items():
-            update, parameters = self._update(columns).on(chunk)
-            written += update.write(connection, group, parameters)
-        return written
-
-    def _update(self, columns: tuple[str, ...]) -> Ranged[BulkUpdate]:
-        if columns not in self._updates:
+    def _update(self, columns: tuple[str, ...], *, verifies: bool) -> Ranged[BulkUpdate]:
+        wanted = (verifies, columns)
+        if wanted not in self._updates:
             target = self.target
-            self._updates[columns] = Ranged(
+            self._updates[wanted] = Ranged(
                 target.key,
                 lambda narrow: target.dialect.bulk_update(
-                    target.table, target.key, columns, narrow
+                    target,
+                    columns,
+                    self._pending(narrow) if verifies else narrow,
+                    verifies=verifies,
                 ),
             )
-        return self._updates[columns]
+        return self._updates[wanted]
+
+    def _pending(self, narrow: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
+        return narrow if self.walk.pending is None else sa.and_(narrow, self.walk.pending)

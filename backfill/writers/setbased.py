@@ -25,7 +25,7 @@ class SetBasedWriter(Writer):
         if chunk.is_empty:
             return Written(0)
         if not self.target.dialect.update_gives_way:
-            self.walk.locked(connection, self.target, chunk)
+            self.walk.locked(connection, chunk)
         statement, parameters = self.update.on(chunk)
         return Written(connection.execute(statement, parameters).rowcount)
 

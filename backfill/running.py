@@ -1,0 +1,123 @@
+"""What `backfill run` and `backfill failures --retry` do: runners, reporters and signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from backfill import quarantine
+from backfill.budget import Budget
+from backfill.reporters import Forgiving, JsonReporter, LogReporter, TerminalReporter
+from backfill.runner import Runner
+from backfill.runs import Outcome, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from backfill.context import Context
+    from backfill.discovery import Declared
+    from backfill.reporters import Reporter
+
+EXIT_NOW = 3
+"""The exit code of a second Ctrl-C: stopped, and resumable."""
+
+
+def run_due(
+    context: Context,
+    due: Sequence[Declared],
+    options: dict[str, Any],
+    *,
+    limit: int | None,
+    max_seconds: float | None,
+    passes_over_cancelled: bool,
+    accept_change: bool,
+    as_json: bool,
+) -> list[Outcome]:
+    """Run backfills one after the other, until one fails or is stopped."""
+    budget = Budget(limit, max_seconds)
+    _stop_on_signals(budget)
+    report = Forgiving(_reporter(as_json), lambda: _unheard(budget))
+    outcomes = []
+    try:
+        for one in due:
+            if passes_over_cancelled and _was_cancelled(context, one):
+                _say(f"{one.name}: was cancelled; `backfill run {one.name}` begins anew")
+                outcomes.append(Outcome.FAILED)
+                continue
+            how = context.settings(one, options)
+            target = context.target(one)
+            runner = Runner(target, context.store, how, budget, report, context.origin)
+            result = runner.run(accept_change=accept_change)
+            if not result.was_reported:
+                _say(f"{one.name}: {result.text}")
+            outcomes.append(result.outcome)
+            if result.outcome in (Outcome.FAILED, Outcome.STOPPED):
+                break
+    finally:
+        report.close()
+    return outcomes
+
+
+def retry_failures(context: Context, one: Declared) -> Outcome:
+    """Try a backfill's quarantined rows again, and prove a walk that was at its end."""
+    found = context.store.current(one.name) if context.store.exists() else None
+    if found is None or not context.store.failures(found):
+        return Outcome.COMPLETE
+    target, how = context.target(one), context.settings(one, {})
+    resolved, left = quarantine.retry(target, context.store, found, how)
+    _say(f"{one.name}: {resolved:,} rows written, {left:,} stay in quarantine")
+    if left:
+        return Outcome.QUARANTINED
+    if not all(r.finished for r in context.store.ranges(found)):
+        return Outcome.COMPLETE
+    runner = Runner(target, context.store, how, Budget(), LogReporter(_quiet), context.origin)
+    result = runner.run(accept_change=True)  # to retry is to accept the class as it is now
+    _say(f"{one.name}: {result.text}")
+    return result.outcome
+
+
+def _quiet(_line: str) -> None:
+    """The result is told in one line of its own."""
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _was_cancelled(context: Context, one: Declared) -> bool:
+    found = context.store.current(one.name) if context.store.exists() else None
+    return found is not None and found.status is Status.CANCELLED
+
+
+def _reporter(as_json: bool) -> Reporter:
+    if as_json:
+        return JsonReporter()
+    if sys.stderr.isatty():
+        return TerminalReporter()
+    return LogReporter(_say)
+
+
+def _unheard(budget: Budget) -> None:
+    """Stop after the chunk: whoever read our output has gone, as in `backfill run | head`."""
+    budget.ask_to_stop("nobody reads the output any more")
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+            continue
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _stop_on_signals(budget: Budget) -> None:
+    """First Ctrl-C: finish the chunk and stop. Second: now; the database rolls back."""
+
+    def handle(number: int, _frame: Any) -> None:
+        if budget.stop.is_set():
+            os._exit(EXIT_NOW)
+        budget.ask_to_stop(f"by {signal.Signals(number).name}")
+        _say("Stopping after this chunk; Ctrl-C again stops now.")
+
+    signal.signal(signal.SIGINT, handle)
+    signal.signal(signal.SIGTERM, handle)
