@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
@@ -46,6 +46,7 @@ CAPABILITIES: Mapping[str, str] = {
     "always_identity": "A column can be one that only the database numbers.",
     "partial_indexes": "An index can leave rows out.",
     "expression_indexes": "An index can hold an expression.",
+    "generic_plans": "A prepared statement can be planned once, for any parameters.",
 }
 
 CAPABILITIES_OF: Mapping[str, frozenset[str]] = {
@@ -54,6 +55,29 @@ CAPABILITIES_OF: Mapping[str, frozenset[str]] = {
     "mariadb": frozenset(
         {"server", "row_locks", "idle_timeout", "native_uuid", "plain_engines", "exact_numbers"}
     ),
+}
+
+
+class Driver(NamedTuple):
+    """A Python driver for one of the databases."""
+
+    database: str
+    module: str
+    query: Mapping[str, str] = {}
+    """What the URL needs besides, so that it is as quick and as plain as the others."""
+    is_async: bool = False
+
+
+DRIVERS: Mapping[str, Driver] = {
+    "pysqlite": Driver("sqlite", "sqlite3"),
+    "aiosqlite": Driver("sqlite", "aiosqlite", is_async=True),
+    "psycopg": Driver("postgresql", "psycopg"),
+    "psycopg2": Driver("postgresql", "psycopg2"),
+    "asyncpg": Driver("postgresql", "asyncpg", is_async=True),
+    # With TLS, PyMySQL loads every authority that the machine trusts: 20 ms a connection.
+    "pymysql": Driver("mariadb", "pymysql", {"charset": "utf8mb4", "ssl_disabled": "true"}),
+    "mysqldb": Driver("mariadb", "MySQLdb", {"charset": "utf8mb4", "ssl_mode": "DISABLED"}),
+    "mariadbconnector": Driver("mariadb", "mariadb"),
 }
 
 START_SECONDS = 60
@@ -104,6 +128,14 @@ class Database:
     def engine(self) -> sa.Engine:
         """A new engine without a pool: a connection that a test lets go of is closed."""
         return sa.create_engine(self.url, poolclass=sa.NullPool)
+
+    def through(self, name: str) -> Database:
+        """The same database by the URL of another driver; raises Unavailable."""
+        driver = DRIVERS[name]
+        if importlib.util.find_spec(driver.module) is None:
+            raise Unavailable(f"the driver {driver.module} is not installed")
+        url = sa.make_url(self.url).set(drivername=f"{self.name}+{name}", query=driver.query)
+        return replace(self, url=url.render_as_string(hide_password=False))
 
 
 class Account(NamedTuple):
@@ -425,10 +457,9 @@ class MariaDB(Server):
         return sa.URL.create("mariadb+pymysql", self._system_user, database=database, query=query)
 
     def url(self, database: str) -> sa.URL:
-        # With TLS, PyMySQL loads every authority that the machine trusts: 20 ms a connection.
         return sa.URL.create(
             *("mariadb+pymysql", "app", self.password, "127.0.0.1", self.port, database),
-            query={"charset": "utf8mb4", "ssl_disabled": "true"},
+            query=DRIVERS["pymysql"].query,
         )
 
     def create(self, database: str) -> None:

@@ -10,12 +10,13 @@ from unittest.mock import patch
 import sqlalchemy as sa
 
 from backfill import overview, settings, workers
+from backfill.budget import Budget
 from backfill.dialects import Limits, dialect_for
 from backfill.discovery import Declared
-from backfill.runner import Outcome, Result, Runner
+from backfill.runner import Runner
+from backfill.runs import Outcome, Result
 from backfill.store import Store
 from backfill.targets import bind
-from backfill.workers import Budget
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from backfill import Backfill, quarantine, tables
 from backfill.errors import DeclarationChanged
-from backfill.runner import Outcome
+from backfill.runs import Outcome
 from backfill.settings import Settings
 from backfill.store import Store
 from tests.integration.support import Ran, Row, bound, complete, failures, make, read, run, status

@@ -14,7 +14,7 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from backfill import Backfill, DeclarationWarning
-from backfill.runner import Outcome
+from backfill.runs import Outcome
 from tests.integration.support import (
     Row,
     complete,

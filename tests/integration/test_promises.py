@@ -14,11 +14,11 @@ import pytest
 import sqlalchemy as sa
 
 from backfill import Backfill, quarantine, runner, settings
+from backfill.budget import Budget
 from backfill.dialects import dialect_for
-from backfill.runner import Outcome
-from backfill.runs import Status
+from backfill.runs import Outcome, Status
 from backfill.store import Store
-from backfill.workers import Budget, Worker
+from backfill.workers import Worker
 from tests.integration.support import bound, complete, run
 
 if TYPE_CHECKING:

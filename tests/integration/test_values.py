@@ -383,3 +383,28 @@ def test_columns_of_types_that_sqlalchemy_does_not_know(engine: sa.Engine) -> No
     with engine.connect() as connection:
         rows = connection.exec_driver_sql("SELECT s, p::text, x::text FROM things ORDER BY id")
         assert [tuple(r) for r in rows] == [(f"n{i}", f"({i},y)", f"[{i},9)") for i in range(1, 9)]
+
+
+def test_python_writes_a_table_of_any_name(engine: sa.Engine) -> None:
+    """Names in SQL that we write ourselves are quoted, and a percent sign is just that."""
+    rows = [{"Id x": i, "a%b": f"v{i}", "New Col": None} for i in range(30)]
+    made = make(
+        engine,
+        "My%Table",
+        sa.Column("Id x", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("a%b", sa.String(20)),
+        sa.Column("New Col", sa.String(20)),
+        rows=rows,
+    )
+
+    class Copying(Backfill):
+        table = "My%Table"
+        where = made.c["New Col"].is_(None)
+        reads = ("a%b",)
+        writes = ("New Col",)
+
+        def transform(self, row: Any) -> Row:
+            return {"New Col": row["a%b"]}
+
+    complete(engine, Copying)
+    assert read(engine, made, "New Col") == [f"v{i}" for i in range(30)]

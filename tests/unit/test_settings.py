@@ -43,14 +43,19 @@ def test_every_setting_can_be_set_as_text() -> None:
     for field in fields(Settings):
         value = getattr(found, field.name)
         assert value == 7
-        assert type(value) is (float if isinstance(field.default, float) else int)
+        is_time = isinstance(field.default, float) or field.name == "target_seconds"
+        assert type(value) is (float if is_time else int)
 
 
-def test_chunk_size_can_be_taken_back() -> None:
-    assert resolve(("a", {"chunk_size": 10}), ("b", {"chunk_size": None})).chunk_size is None
+TAKEN_BACK = {"chunk_size", "target_seconds"}
 
 
-@pytest.mark.parametrize("name", sorted(NAMES - {"chunk_size"}))
+@pytest.mark.parametrize("name", sorted(TAKEN_BACK))
+def test_what_follows_the_database_can_be_taken_back(name: str) -> None:
+    assert getattr(resolve(("a", {name: 10}), ("b", {name: None})), name) is None
+
+
+@pytest.mark.parametrize("name", sorted(NAMES - TAKEN_BACK))
 def test_nothing_else_can_be_none(name: str) -> None:
     with pytest.raises(ConfigurationError, match=name):
         resolve(("FillNames", {name: None}))
