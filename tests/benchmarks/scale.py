@@ -5,8 +5,8 @@
 Each measurement is the real command in a process of its own, on a private server that syncs to
 the disk as it does by default. Slices of both tables take turns, so that a noisy neighbour or a
 checkpoint hits both; the ratio is that of the medians, its spread the lowest and highest ratio of
-one turn. Then whole tables are run, for their peak memory. There is no pass mark: the goals stand
-beside the figures.
+one turn. PostgreSQL's autovacuum leaves these tables alone. Then whole tables are run, for their
+peak memory. There is no pass mark: the goals stand beside the figures.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ import argparse
 import contextlib
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass, field
@@ -24,10 +22,11 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-import sqlalchemy as sa
-
-from tests.databases import MariaDB, PostgreSQL, Server, sqlite_database, version
-from tests.projects import AlembicProject, command, environment
+from tests.benchmarks.measuring import Watched, note, watch
+from tests.benchmarks.servers import SETTINGS_SHOWN, place_for
+from tests.benchmarks.tables import JOINED, drop, fill
+from tests.databases import version
+from tests.projects import AlembicProject, command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -39,120 +38,9 @@ GOAL_MEMORY_MB = 120.0
 GOAL_RATIO = 1.15
 
 KINDS = ("set", "python")
+TARGETS = ("set_name", "python_name")
 EXIT_COMPLETE, EXIT_STOPPED = 0, 3
 WARM_UP = 1
-
-
-# -- servers ---------------------------------------------------------------------------------
-
-
-class DurablePostgreSQL(PostgreSQL):
-    """As a fresh installation syncs and caches; of two options the last one counts."""
-
-    def command(self) -> list[str]:
-        defaults = {
-            "fsync": "on",
-            "synchronous_commit": "on",
-            "full_page_writes": "on",
-            "shared_buffers": "128MB",
-        }
-        return [*super().command(), *(f"--{name}={value}" for name, value in defaults.items())]
-
-
-class DurableMariaDB(MariaDB):
-    """As a fresh installation syncs and caches; of two options the last one counts."""
-
-    def command(self) -> list[str]:
-        return [
-            *super().command(),
-            "--innodb-flush-log-at-trx-commit=1",
-            "--innodb-doublewrite=1",
-            "--innodb-buffer-pool-size=128M",
-            "--innodb-log-file-size=96M",
-        ]
-
-
-SERVERS: Mapping[str, type[Server]] = {"postgresql": DurablePostgreSQL, "mariadb": DurableMariaDB}
-
-SETTINGS_SHOWN = {
-    "postgresql": (
-        "fsync, synchronous_commit and full_page_writes on, shared_buffers 128 MB;"
-        " no autovacuum on the tables that are done in slices"
-    ),
-    "mariadb": "innodb_flush_log_at_trx_commit 1, doublewrite on, buffer pool 128 MB",
-    "sqlite": "as Alembic's env.py opens it: journal DELETE, synchronous FULL",
-}
-
-
-@contextlib.contextmanager
-def database_on(name: str, directory: Path) -> Iterator[Database]:
-    """An empty database on a server of its own."""
-    if name == "sqlite":
-        yield sqlite_database(directory)
-        return
-    server = SERVERS[name]()
-    try:
-        with server.database() as database:
-            yield database
-    finally:
-        server.stop()
-
-
-# -- tables ----------------------------------------------------------------------------------
-
-COLUMNS = (
-    "(id BIGINT NOT NULL PRIMARY KEY, first VARCHAR(60) NOT NULL, last VARCHAR(60) NOT NULL,"
-    " note VARCHAR(200), set_name VARCHAR(200), python_name VARCHAR(200))"
-)
-PER_STATEMENT = 1_000_000
-"""Rows: one statement over all of them would fill MariaDB's undo log."""
-
-NUMBERS = {
-    "postgresql": "SELECT i FROM generate_series({low}, {high}) AS n (i)",
-    "mariadb": "SELECT seq AS i FROM seq_{low}_to_{high}",
-    "sqlite": (
-        "WITH RECURSIVE n (i) AS (SELECT {low} UNION ALL SELECT i + 1 FROM n WHERE i < {high})"
-        " SELECT i FROM n"
-    ),
-}
-JOINED = {
-    "postgresql": "first || ' ' || last",
-    "mariadb": "CONCAT(first, ' ', last)",
-    "sqlite": "first || ' ' || last",
-}
-ROWS = {
-    "postgresql": "i, 'first ' || i, 'last ' || i, repeat('x', 60)",
-    "mariadb": "i, CONCAT('first ', i), CONCAT('last ', i), repeat('x', 60)",
-    "sqlite": "i, 'first ' || i, 'last ' || i, printf('%.60c', 'x')",
-}
-SETTLE = {
-    "postgresql": ["VACUUM ANALYZE {table}"],
-    "mariadb": ["ANALYZE TABLE {table}"],
-    "sqlite": ["ANALYZE {table}"],
-}
-# Slices are a fifth of a small table, which calls autovacuum, and next to nothing of a big one.
-UNDISTURBED = {"postgresql": ["ALTER TABLE {table} SET (autovacuum_enabled = off)"]}
-
-
-def fill(database: Database, table: str, rows: int, *, for_slices: bool = False) -> None:
-    """Generate a table on the server, and let it settle."""
-    name = database.name
-    with database.engine().connect() as connection:
-        connection = connection.execution_options(isolation_level="AUTOCOMMIT", no_parameters=True)
-        connection.exec_driver_sql(f"CREATE TABLE {table} {COLUMNS}")
-        for low in range(1, rows + 1, PER_STATEMENT):
-            numbers = NUMBERS[name].format(low=low, high=min(low + PER_STATEMENT - 1, rows))
-            connection.exec_driver_sql(
-                f"INSERT INTO {table} (id, first, last, note)"
-                f" SELECT {ROWS[name]} FROM ({numbers}) AS numbers"
-            )
-        for statement in SETTLE[name] + (UNDISTURBED.get(name, []) if for_slices else []):
-            connection.exec_driver_sql(statement.format(table=table))
-
-
-def drop(database: Database, table: str) -> None:
-    with database.engine().begin() as connection:
-        connection.execute(sa.text(f"DROP TABLE {table}"))
 
 
 # -- the project -----------------------------------------------------------------------------
@@ -192,18 +80,6 @@ def declare(project: AlembicProject, database: Database, tables: Sequence[str]) 
 
 # -- one measurement -------------------------------------------------------------------------
 
-# A process's ru_maxrss begins with the memory of the one that forked it, which is ours; this one
-# is smaller than any Python that has imported something.
-LAUNCHER = """
-import json, os, sys
-
-result, *command = sys.argv[1:]
-pid = os.posix_spawn(command[0], command, os.environ)
-_, status, usage = os.wait4(pid, 0)
-with open(result, "w") as file:
-    json.dump([os.waitstatus_to_exitcode(status), usage.ru_maxrss], file)
-"""
-
 
 @dataclass(frozen=True)
 class Sample:
@@ -223,42 +99,22 @@ class Sample:
 
 def measure(project: AlembicProject, name: str, *options: str) -> Sample:
     """Run one backfill in a process of its own, and watch its lines of JSON."""
-    result = project.directory / "result.json"
-    launch = [sys.executable, "-I", "-S", "-c", LAUNCHER, str(result)]
-    started = time.perf_counter()
-    with tempfile.TemporaryFile("w+") as errors:
-        with subprocess.Popen(
-            [*launch, *command("backfill", ("run", name, "--json", *options))],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            cwd=project.directory,
-            env=environment(),
-        ) as process:
-            assert process.stdout is not None
-            events = [(time.perf_counter(), json.loads(line)) for line in process.stdout]
-        ended = time.perf_counter()
-        code, peak_kb = json.loads(result.read_text(encoding="utf-8"))
-        if code not in (EXIT_COMPLETE, EXIT_STOPPED):
-            errors.seek(0)
-            raise RuntimeError(f"{name}: exit {code}\n{events[-1:]}\n{errors.read()}")
-    return summarise(events, started, ended, peak_kb / 1024)
+    words = command("backfill", ("run", name, "--json", *options))
+    return summarise(watch(words, project.directory, may_exit=(EXIT_COMPLETE, EXIT_STOPPED)))
 
 
-def summarise(
-    events: Sequence[tuple[float, Mapping[str, Any]]], started: float, ended: float, peak_mb: float
-) -> Sample:
+def summarise(watched: Watched) -> Sample:
+    events = watched.events
     chunks = [(moment, event["changed"]) for moment, event in events if event["event"] == "chunk"]
     if len(chunks) < 2:
         raise RuntimeError(f"only {len(chunks)} chunks: take more rows a slice")
     first, last = chunks[0][0], chunks[-1][0]
     rows = sum(changed for _, changed in chunks)
     return Sample(
-        startup_seconds=first - started,
+        startup_seconds=first - watched.started,
         seconds_per_million=1e6 * (last - first) / (rows - chunks[0][1]),
-        whole_seconds_per_million=1e6 * (ended - started) / rows,
-        peak_mb=peak_mb,
+        whole_seconds_per_million=1e6 * watched.seconds / rows,
+        peak_mb=watched.peak_mb,
         rows=rows,
         chunks=len(chunks),
         retries=sum(event["event"] == "retry" for _, event in events),
@@ -318,13 +174,14 @@ def measure_database(
     tables = {size: f"rows_{size}" for size in sizes}
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="backfill-scale-")))
-        database = stack.enter_context(database_on(name, directory))
+        place = stack.enter_context(place_for(name))
+        database = stack.enter_context(place.database())
         project = stack.enter_context(AlembicProject.create(directory / "project", database.url))
         whole_tables = {(kind, size): f"whole_{kind}_{size}" for kind in KINDS for size in whole}
         declare(project, database, [*tables.values(), *whole_tables.values()])
         for size, table in tables.items():
             with timed(f"{table} is generated"):
-                fill(database, table, size, for_slices=True)
+                fill(database, table, size, targets=TARGETS, undisturbed=True)
         rows = slice_rows(sizes, repeat)
         found = [take_turns(project, kind, tables, rows, repeat) for kind in KINDS]
         for table in tables.values():
@@ -333,7 +190,7 @@ def measure_database(
             for size in whole:
                 table = whole_tables[series.kind, size]
                 with timed(f"{table} is generated"):
-                    fill(database, table, size)
+                    fill(database, table, size, targets=TARGETS)
                 series.whole[size] = measure(project, f"{series.kind}_{table}")
                 drop(database, table)
     return found
@@ -344,10 +201,6 @@ def timed(what: str) -> Iterator[None]:
     started = time.perf_counter()
     yield
     note(f"{what} in {time.perf_counter() - started:.0f} s")
-
-
-def note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 # -- what is told ----------------------------------------------------------------------------
