@@ -128,9 +128,10 @@ def test_nothing_is_written_after_pause_has_returned(
 
 
 def test_pause_stops_every_worker_of_every_runner(
-    project: AlembicProject, engine: sa.Engine
+    project: AlembicProject, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepare(project, engine, SET_BASED, ROWS)
+    prepare(project, engine, PYTHON, ROWS)
+    monkeypatch.setenv("ROW_SECONDS", "0.01")  # so long that nobody runs out of ranges
     command = ("--workers=2", "--chunk-size=5")
     runners = [start_and_wait_for_a_chunk(project, *command) for _ in range(2)]
     assert project.backfill("pause", "count_up").returncode == 0
