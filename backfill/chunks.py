@@ -44,6 +44,8 @@ class Chunk:
     """Nothing of the range is left behind it."""
     page: Page | None = None
     """The pending rows, where they were read to find the bounds."""
+    strides: tuple[tuple[KeyValues, int], ...] = ()
+    """Each stride's last key and its rows, where there were several."""
 
     @property
     def is_sparse(self) -> bool:
@@ -61,10 +63,19 @@ class Chunk:
         middle = len(self.page) // 2
         upto = self.page.key(middle - 1)
         left = replace(
-            self, upto=upto, scanned=middle, is_last=False, page=self.page.part(0, middle)
+            self,
+            upto=upto,
+            scanned=middle,
+            is_last=False,
+            page=self.page.part(0, middle),
+            strides=(),
         )
         right = replace(
-            self, after=upto, scanned=self.scanned - middle, page=self.page.part(middle)
+            self,
+            after=upto,
+            scanned=self.scanned - middle,
+            page=self.page.part(middle),
+            strides=(),
         )
         return left, right
 
@@ -184,6 +195,7 @@ class Walk:
         """Collect pending rows from one stride after the other."""
         deadline = self._clock() + seconds
         page, start, scanned = self._reader.empty, after, 0
+        strides: list[tuple[KeyValues, int]] = []
         while True:
             stride = max(size, self._stride)
             wanted = (size if stride == size else min(size, MOST_SCATTERED)) - len(page)
@@ -193,9 +205,10 @@ class Walk:
                 end, is_last = found.key(-1), False
                 passed = self._counted(connection, start, end)
             page, scanned = page + found, scanned + passed
+            strides.append((end, passed))
             self._learn(len(found), passed, is_cut=len(found) == wanted)
             if is_last or len(found) == wanted or self._is_enough(page, scanned, deadline):
-                return Chunk(after, end, scanned, is_last, page)
+                return Chunk(after, end, scanned, is_last, page, tuple(strides))
             start = end
 
     def _is_enough(self, page: Page, scanned: int, deadline: float) -> bool:

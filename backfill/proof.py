@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from contextlib import nullcontext, suppress
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
@@ -13,9 +12,10 @@ from backfill.chunks import LONGEST_STRIDE, Ranged, Walk, last_key, pending_cond
 from backfill.dialects import ErrorKind
 from backfill.keys import START, KeyValues
 from backfill.runs import Status
+from backfill.trail import Stretch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from backfill.dialects.base import Reading
     from backfill.targets import Target
@@ -57,120 +57,90 @@ def any_pending(
     target: Target,
     quarantined: Sequence[KeyValues] = (),
     *,
+    walked: Sequence[Stretch] = (),
     reading: Reading = nullcontext,
 ) -> bool:
-    """Whether a row is pending, up to the highest key of this moment; in short reads."""
+    """Whether a row is pending, up to the highest key of this moment; in short reads.
+
+    `walked` are stretches of the key space from its beginning on, where they are known.
+    """
     pending = pending_condition(target, quarantined)
     assert pending is not None
     found = target.dialect.all_at_once(connection, target.table, pending, reading, LONGEST_STRIDE)
     if found is not None:
         return found
-    look = _look_sorted if target.dialect.sorts_strides else _look_twice
-    return _any_by_key(connection, target, look(target, pending), reading)
-
-
-_Look = Callable[["sa.Connection", KeyValues, KeyValues, int], "tuple[bool, KeyValues]"]
-"""Looks at a stride of rows behind a key: whether one is pending, and the stride's last key."""
-
-
-def _any_by_key(connection: sa.Connection, target: Target, look: _Look, reading: Reading) -> bool:
-    with reading():
-        upper = last_key(connection, target.key)
-    after, stride = START, LONGEST_STRIDE
-    while after != upper:
-        try:
-            with reading():
-                is_found, after = look(connection, after, upper, stride)
-        except sa.exc.DBAPIError as error:
-            if target.dialect.error_kind(error) is not ErrorKind.TOO_SLOW or stride == 1:
-                raise
-            stride //= 2
-            continue
-        if is_found:
+    count = _Count(connection, target, pending, reading)
+    position = START
+    for stretch in walked:
+        if any(count.strides(stretch)):
             return True
-    return False
-
-
-def _look_sorted(target: Target, pending: sa.ColumnElement[bool]) -> _Look:
-    """Read a stride once: sorted by pending first and key last, its first row is either pending,
-    or the end of a stride in which nothing is.
-    """
-    strides = Ranged(target.key, lambda within: _last_or_pending(target, pending, within))
-
-    def look(
-        connection: sa.Connection, after: KeyValues, upper: KeyValues, stride: int
-    ) -> tuple[bool, KeyValues]:
-        statement, parameters = strides.between(after, upper)
-        row = connection.execute(statement, {**parameters, "stride": stride}).first()
-        return (False, upper) if row is None else (bool(row.is_pending), tuple(row)[:-1])
-
-    return look
-
-
-def _look_twice(target: Target, pending: sa.ColumnElement[bool]) -> _Look:
-    """Find a stride's end, then look for a pending row up to there."""
-    walk = Walk(target)
-    statements = Ranged(
-        target.key,
-        lambda within: sa.select(
-            sa.select(sa.literal(1)).select_from(target.table).where(within, pending).exists()
-        ),
-    )
-
-    def look(
-        connection: sa.Connection, after: KeyValues, upper: KeyValues, stride: int
-    ) -> tuple[bool, KeyValues]:
-        end = walk.end(connection, after, upper, stride)
-        statement, parameters = statements.between(after, end)
-        return bool(connection.execute(statement, parameters).scalar_one()), end
-
-    return look
+        position = stretch.upto
+    return any(count.strides(Stretch(position, count.highest())))
 
 
 def count_pending(
     connection: sa.Connection, target: Target, *, reading: Reading = nullcontext
 ) -> int:
     """Count the pending rows, quarantined ones included, in short reads."""
-    pending = target.pending
-    assert pending is not None
-    walk = Walk(target)
-    counting = Ranged(
-        target.key,
-        lambda within: sa.select(sa.func.count()).select_from(target.table).where(within, pending),
-    )
-    with reading():
-        upper = last_key(connection, target.key)
-    found, after, stride = 0, START, LONGEST_STRIDE
-    while after != upper:
+    assert target.pending is not None
+    count = _Count(connection, target, target.pending, reading)
+    return sum(count.strides(Stretch(START, count.highest())))
+
+
+class _TooSlow(Exception):
+    """A read met its time limit: read less at a time."""
+
+
+class _Count:
+    """Counts pending rows, stride by stride."""
+
+    def __init__(
+        self,
+        connection: sa.Connection,
+        target: Target,
+        pending: sa.ColumnElement[bool],
+        reading: Reading,
+    ) -> None:
+        self._connection = connection
+        self._target = target
+        self._reading = reading
+        self._walk = Walk(target)
+        self._stride = LONGEST_STRIDE
+        rows = sa.select(sa.func.count()).select_from(target.table)
+        self._counting = Ranged(target.key, lambda within: rows.where(within, pending))
+
+    def highest(self) -> KeyValues:
+        """Return the highest key of this moment."""
+        with self._reading():
+            return last_key(self._connection, self._target.key)
+
+    def strides(self, stretch: Stretch) -> Iterator[int]:
+        """Give the number of pending rows of each stride of a stretch."""
+        if stretch.rows is not None:
+            with suppress(_TooSlow):  # more rows are there than when it was walked
+                yield self._read(stretch.after, stretch.upto)[0]
+                return
+        after = stretch.after
+        while after != stretch.upto:
+            try:
+                found, after = self._read(after, stretch.upto, self._stride)
+            except _TooSlow:
+                self._stride = max(1, self._stride // 2)
+                continue
+            yield found
+
+    def _read(
+        self, after: KeyValues, upto: KeyValues, stride: int | None = None
+    ) -> tuple[int, KeyValues]:
+        """Count in one stride of so many rows, or in all up to a key; and where that ended."""
         try:
-            with reading():
-                end = walk.end(connection, after, upper, stride)
-                statement, parameters = counting.between(after, end)
-                found += int(connection.execute(statement, parameters).scalar_one())
+            with self._reading():
+                if stride is not None:
+                    upto = self._walk.end(self._connection, after, upto, stride)
+                statement, parameters = self._counting.between(after, upto)
+                return int(self._connection.execute(statement, parameters).scalar_one()), upto
         except sa.exc.DBAPIError as error:
-            if target.dialect.error_kind(error) is not ErrorKind.TOO_SLOW or stride == 1:
+            is_slow = self._target.dialect.error_kind(error) is ErrorKind.TOO_SLOW
+            if not is_slow or stride == 1:
                 raise
-            stride //= 2
-            continue
-        after = end
-    return found
-
-
-def _last_or_pending(
-    target: Target, pending: sa.ColumnElement[bool], within: sa.ColumnElement[bool]
-) -> sa.Select[Any]:
-    flag = sa.case((pending, 1), else_=0).label("is_pending")
-    stride = (
-        sa.select(*target.key.selected, flag)
-        .where(within)
-        .order_by(*target.key.columns)
-        .limit(sa.bindparam("stride", type_=sa.Integer()))
-        .subquery("stride")
-    )
-    keys = [column for column in stride.c if column.name != "is_pending"]
-    descending = [column.desc() for column in keys]
-    return (
-        sa.select(*keys, stride.c.is_pending)
-        .order_by(stride.c.is_pending.desc(), *descending)
-        .limit(1)
-    )
+            raise _TooSlow from error

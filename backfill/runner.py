@@ -30,6 +30,7 @@ from backfill.proof import any_pending, incomplete_reason
 from backfill.ranges import cut_range, cut_table, is_free
 from backfill.reporters import Event
 from backfill.runs import NewRun, Outcome, Result, Run, Status
+from backfill.trail import Trail
 from backfill.workers import Worker, work_in_threads
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class Runner:
         self.budget = budget
         self.report = report
         self.name = target.declaration.name
+        self.trail = Trail()
         self._changed: list[int] = []
         """Rows changed by each pass that this command has seen to its end."""
         label, by_index = f"backfill: {self.name}", not target.key.is_single
@@ -176,6 +178,7 @@ class Runner:
     def walk_pass(self, run: Run) -> None:
         """Let the workers walk every range of the pass. Raises Stopped, LeaseLost, LeaseHeld."""
         how = self.settings
+        self.trail = Trail()
         if how.processes > 1:
             work_in_processes(self.origin, run, how, self.limits, self.budget, self.report)
         else:
@@ -184,7 +187,14 @@ class Runner:
 
     def _worker(self, run: Run) -> Worker:
         return Worker(
-            self.target, self.store, run, self.settings, self.limits, self.budget, self.report
+            self.target,
+            self.store,
+            run,
+            self.settings,
+            self.limits,
+            self.budget,
+            self.report,
+            trail=self.trail,
         )
 
     def _wait_for_others(self, run: Run) -> None:
@@ -205,11 +215,13 @@ class Runner:
         if run.horizon is not None and run.pass_number == 1:
             self._await_horizon(run.horizon)
         quarantined = [failure.key for failure in self.store.failures(run)]
+        walked = list(self.trail.stretches(self.store.ranges(run)))
         with self.target.dialect.open(self.limits) as connection:
             return not any_pending(
                 connection,
                 self.target,
                 quarantined,
+                walked=walked,
                 reading=lambda: self._reading(connection),
             )
 

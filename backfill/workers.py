@@ -33,6 +33,7 @@ from backfill.ranges import is_free
 from backfill.reporters import Event
 from backfill.runs import Checkpoint, Failure, Run, Status
 from backfill.sizing import CEILING, CEILING_IN_MEMORY, Sizer
+from backfill.trail import Trail
 from backfill.writers import Written, writer_for
 from backfill.writers.rows import RowsChanged, RowsWriter, is_about_a_row
 
@@ -75,6 +76,7 @@ class Worker:
         budget: Budget,
         report: Callable[[Event], object],
         *,
+        trail: Trail | None = None,
         waits: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -89,6 +91,7 @@ class Worker:
         self.budget = budget
         self.report = report
         self.clock = clock
+        self.trail = trail or Trail()
         self.name = target.declaration.name
         quarantined = [failure.key for failure in store.failures(run)]
         self.walk = Walk(target, quarantined)
@@ -298,6 +301,7 @@ class Worker:
         self._scanned += chunk.scanned
         self.budget.count_failures(len(written.failures))
         self.walk.learn(chunk, written.changed)
+        self.trail.note(lease.range_id, chunk)
         rows = chunk.scanned if chunk.page is None else len(chunk.page)
         slow = self.writer.compute_seconds / _COMPUTE_SHARE
         self.sizer.observe(rows, max(seconds, slow))

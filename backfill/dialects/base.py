@@ -108,8 +108,6 @@ class Dialect:
     """Codes of errors that say SCHEMA of a statement, and of a bound value its type."""
     target_seconds: ClassVar[float] = 0.05
     """How long a chunk may take where nobody says: people notice a tenth of a second."""
-    sorts_strides: ClassVar[bool] = True
-    """To sort a stretch of rows costs less than to read it twice."""
     row_locks: ClassVar[bool] = True
     """SELECT … FOR UPDATE exists."""
     isolation_level: ClassVar[str] = "READ COMMITTED"

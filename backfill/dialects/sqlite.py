@@ -99,7 +99,6 @@ class SQLite(Dialect):
     update_gives_way: ClassVar[bool] = True
     one_writer: ClassVar[bool] = True
     target_seconds: ClassVar[float] = 0.15
-    sorts_strides: ClassVar[bool] = False
     row_locks: ClassVar[bool] = False
     isolation_level: ClassVar[str] = "AUTOCOMMIT"
     """pysqlite's name for "the driver sends no BEGIN of its own"."""

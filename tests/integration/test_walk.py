@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,6 +18,7 @@ from backfill.dialects import dialect_for
 from backfill.keys import START
 from backfill.proof import any_pending, count_pending
 from backfill.targets import Target, bind
+from backfill.trail import Stretch
 from tests.integration.support import make
 
 if TYPE_CHECKING:
@@ -226,10 +228,9 @@ def test_proof_sees_every_pending_row(
 def test_proof_by_key_takes_no_more_than_a_look_a_stride(
     engine: sa.Engine, table: sa.Table, way: type[Backfill], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One statement where sorting is cheap, else two: the stride's end, and the look."""
+    """The stride's end, and the look; no search for ends that the walk has passed."""
     target = bound(engine, way)
     monkeypatch.setattr(type(target.dialect), "all_at_once", lambda *_: None)
-    looks = 1 if target.dialect.sorts_strides else 2
     expected = {0: 1, STRIDE - 1: 1, STRIDE: 2, len(NUMBERED) - 1: len(NUMBERED) // STRIDE}
     for pending, strides in expected.items():
         with (
@@ -237,7 +238,25 @@ def test_proof_by_key_takes_no_more_than_a_look_a_stride(
             Scans(connection.engine, NUMBERED, []) as scans,
         ):
             assert any_pending(connection, target)
-        assert len(scans.rows) == strides * looks
+        assert len(scans.rows) == strides * 2
+
+
+@pytest.mark.parametrize("way", [SetBased, Python])
+def test_proof_of_what_was_walked_takes_one_look_a_stride(
+    engine: sa.Engine, table: sa.Table, way: type[Backfill], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = bound(engine, way)
+    monkeypatch.setattr(type(target.dialect), "all_at_once", lambda *_: None)
+    ends = [START, *NUMBERED[STRIDE - 1 :: STRIDE], NUMBERED[-1]]
+    passed = [Stretch(low, high, STRIDE) for low, high in pairwise(ends)]
+    for pending in (NUMBERED[0], NUMBERED[150], NUMBERED[-1], None):
+        with (
+            holding(engine, table, NUMBERED, [pending] if pending else []) as connection,
+            Scans(connection.engine, NUMBERED, []) as scans,
+        ):
+            assert any_pending(connection, target, walked=passed) == (pending is not None)
+        assert len(scans.rows) <= len(passed)
+        assert max(scans.rows) <= STRIDE
 
 
 NUMBERED: Keys = [(i, 0) for i in range(400)]

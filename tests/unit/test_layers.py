@@ -31,7 +31,7 @@ LAYERS = [
     {"planner", "overview", "scaffold"},
     {"proof", "project", "discovery", "ranges", "sizing", "retries", "reporters", "writers"},
     {"presentation"},
-    {"failures"},
+    {"failures", "trail"},
     {"chunks", "store", "targets"},
     {"declaration", "pages"},
     {"keys", "runs", "tables", "dialects", "owners", "statements"},
