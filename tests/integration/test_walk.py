@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from backfill import Backfill, chunks, proof
+from backfill import Backfill, chunks, proof, trail
 from backfill.chunks import Chunk, Walk, last_key
 from backfill.dialects import dialect_for
 from backfill.keys import START
@@ -54,7 +54,7 @@ sizes = st.lists(st.integers(1, STRIDE), min_size=1, max_size=4)
 
 @pytest.fixture(autouse=True)
 def short_strides(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (chunks, proof):
+    for module in (chunks, proof, trail):
         monkeypatch.setattr(module, "LONGEST_STRIDE", STRIDE)
 
 
