@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import sqlalchemy as sa
 
-from backfill.keys import START, KeyValues
+from backfill.keys import START, KeyValues, alike
 from backfill.pages import Page, PageReader
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Ranged(Generic[T]):
     def __init__(self, key: Key, build: Callable[[sa.ColumnElement[bool]], T]) -> None:
         self._key = key
         self._build = build
-        self._built: dict[str, T] = {}
+        self._built: dict[tuple[str, int], T] = {}
 
     def on(self, chunk: Chunk) -> tuple[T, dict[str, Any]]:
         """Return the statement for a chunk's pending rows, and its parameters.
@@ -106,21 +106,20 @@ class Ranged(Generic[T]):
 
     def within(self, form: str, low: KeyValues, high: KeyValues) -> tuple[T, dict[str, Any]]:
         parameters = self._key.parameters("high", high)
-        return self._form(form), {**self._key.parameters("low", low), **parameters}
+        statement = self._form(form, alike(low, high))
+        return statement, {**self._key.parameters("low", low), **parameters}
 
-    def _form(self, form: str) -> T:
-        if form not in self._built:
-            self._built[form] = self._build(self._condition(form))
-        return self._built[form]
+    def _form(self, form: str, same: int = 0) -> T:
+        if (form, same) not in self._built:
+            self._built[form, same] = self._build(self._condition(form, same))
+        return self._built[form, same]
 
-    def _condition(self, form: str) -> sa.ColumnElement[bool]:
+    def _condition(self, form: str, same: int) -> sa.ColumnElement[bool]:
+        key = self._key
         if form == "keys":
-            return self._key.one_of("keys")
-        high = self._key.upto(self._key.operands("high"))
-        if form == "start":
-            return high
-        low = self._key.above(self._key.operands("low"), inclusive=form == "from")
-        return sa.and_(low, high)
+            return key.one_of("keys")
+        low = [] if form == "start" else key.operands("low")
+        return key.between(low, key.operands("high"), alike=same, inclusive=form == "from")
 
 
 class Walk:

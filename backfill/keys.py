@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from datetime import date, datetime, time
 from decimal import Decimal
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -73,6 +74,28 @@ class Key:
         """Return the condition that the key is at or below the operands."""
         return self.dialect.key_upto(self.columns, operands)
 
+    def between(
+        self,
+        low: Sequence[sa.ColumnElement[Any]],
+        high: Sequence[sa.ColumnElement[Any]],
+        *,
+        alike: int = 0,
+        inclusive: bool = False,
+    ) -> sa.ColumnElement[bool]:
+        """Return the condition that the key is above (or at) `low`, if any, and up to `high`.
+
+        `alike` leading columns are the same at both ends: compared for equality they end the scan
+        of an index where it should end. By row values PostgreSQL before 18 reads on to the end
+        of the first column's value, which may be most of the table.
+        """
+        same = [column == end for column, end in zip(self.columns[:alike], high, strict=False)]
+        rest = self.columns[alike:]
+        upto = self.dialect.key_upto(rest, high[alike:])
+        if not low:
+            return sa.and_(*same, upto)
+        above = self.dialect.key_above(rest, low[alike:], inclusive=inclusive)
+        return sa.and_(*same, above, upto)
+
     @property
     def is_single(self) -> bool:
         """Whether it is one column."""
@@ -101,6 +124,12 @@ class Key:
                 )
             )
         )
+
+
+def alike(low: KeyValues, high: KeyValues) -> int:
+    """Return how many leading values two keys share, the last one never among them."""
+    pairs = zip(low, high[:-1], strict=False)
+    return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
 
 # -- text ------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from backfill.chunks import Chunk, Walk, last_key, pending_condition
 from backfill.dialects import Limits
 from backfill.errors import BackfillError
 from backfill.failures import describe
-from backfill.keys import START, KeyValues
+from backfill.keys import START, KeyValues, alike
 from backfill.sizing import FIRST
 from backfill.writers import Written, writer_for
 
@@ -128,7 +128,7 @@ class _Planner:
         low = points[len(points) // 2] or upper
         statement = (
             sa.select(*key.selected)
-            .where(key.above(key.constants(low)), key.upto(key.constants(upper)))
+            .where(key.between(key.constants(low), key.constants(upper), alike=alike(low, upper)))
             .order_by(*key.columns)
             .limit(self._size())
         )

@@ -150,17 +150,18 @@ class PostgreSQL(Dialect):
         return _QuotedNumeric() if is_misread else kind
 
     def key_above(self, columns: Any, operands: Any, *, inclusive: bool = False) -> Any:
-        """Row values seek on all columns; the range on the first one mends the row estimate."""
+        """Row values seek on all columns. A range on the first one beside them would mend the row
+        estimate, but from PostgreSQL 18 on it takes their place where the scan begins or ends.
+        """
         if len(columns) == 1:
             return super().key_above(columns, operands, inclusive=inclusive)
         row, bound = sa.tuple_(*columns), sa.tuple_(*operands)
-        return sa.and_(columns[0] >= operands[0], row >= bound if inclusive else row > bound)
+        return row >= bound if inclusive else row > bound
 
     def key_upto(self, columns: Any, operands: Any) -> Any:
         if len(columns) == 1:
             return super().key_upto(columns, operands)
-        bound = sa.tuple_(*operands)
-        return sa.and_(columns[0] <= operands[0], sa.tuple_(*columns) <= bound)
+        return sa.tuple_(*columns) <= sa.tuple_(*operands)
 
     def complete_reflection(self, connection: sa.Connection, table: sa.Table) -> None:
         rows = connection.execute(_COLUMN_TYPES, {"table": self._quoted(table)}).all()

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from backfill.dialects.base import NO_COMMIT
 from backfill.errors import DeclarationError
+from backfill.keys import alike
 from backfill.statements import ChunkStatements
 from backfill.writers.base import Writer, Written
 
@@ -45,12 +46,13 @@ class CustomWriter(Writer):
             low, high, inclusive = chunk.page.key(0), chunk.page.key(-1), True
         else:
             low, high, inclusive = chunk.after, chunk.upto, False
-        parts = [key.upto(key.constants(high))]
-        if low:
-            parts.insert(0, key.above(key.constants(low), inclusive=inclusive))
-        if self.walk.pending is not None:
-            parts.append(self.walk.pending)
-        return sa.and_(*parts)
+        within = key.between(
+            key.constants(low) if low else (),
+            key.constants(high),
+            alike=alike(low, high),
+            inclusive=inclusive,
+        )
+        return within if self.walk.pending is None else sa.and_(within, self.walk.pending)
 
 
 @contextmanager
