@@ -1,0 +1,262 @@
+"""After-care: what a run leaves behind in its table, and what is done about it.
+
+Changed rows leave dead ones, which VACUUM removes, and other values than the planner's statistics
+say. Nothing in here fails a run: what does not work is told.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from contextlib import contextmanager
+from threading import Event as Flag
+from threading import Thread
+from typing import TYPE_CHECKING
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from backfill.errors import BackfillError
+from backfill.failures import describe
+from backfill.reporters import Event
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import sqlalchemy as sa
+
+    from backfill.dialects import Limits
+    from backfill.dialects.upkeep import Churn, Updates
+    from backfill.runs import Run
+    from backfill.settings import Settings
+    from backfill.store import Store
+    from backfill.targets import Target
+
+logger = logging.getLogger(__name__)
+
+_WORTH_ROWS = 10_000
+"""Fewer changed rows are everyday life for a database, and not worth a word."""
+_LOOKS = 16
+"""How often a worker asks between two VACUUMs whether it is time, if it does all the work."""
+_WORTH_SHARE = 0.01
+"""Partitions with less than this share of `vacuum_every` in dead rows are left alone."""
+_LOOK_SECONDS = 0.25
+_COUNTED_SECONDS = 1.0
+"""PostgreSQL's sessions pass their counts on once a second, and when they end (pgstat.c)."""
+_COUNTED_LOOK_SECONDS = 0.05
+
+
+def advice(target: Target, connection: sa.Connection) -> list[str]:
+    """Return what would make updates cheaper, judged by those of the transaction so far."""
+    upkeep, table = target.dialect.upkeep, target.table
+    updates = upkeep.updates_so_far(connection, table)
+    if updates is None or not updates.rows:
+        return []
+    return upkeep.advice(connection, table, target.written, updates)
+
+
+def index_advice(target: Target, connection: sa.Connection) -> list[str]:
+    """Return what to do about indexes on the columns that are written."""
+    return [
+        f"{one.column!r} is indexed by {one.index!r}, which makes each row much dearer to write;"
+        f" where you can, create the index after the backfill{one.how}."
+        for one in target.dialect.upkeep.indexes_on(connection, target.table, target.written)
+    ]
+
+
+class AfterCare:
+    """What one command learns of its table before a run and after it."""
+
+    def __init__(
+        self,
+        target: Target,
+        limits: Limits,
+        settings: Settings,
+        report: Callable[[Event], object],
+        sleep: Callable[[float], object],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._target = target
+        self._dialect = target.dialect
+        self._upkeep = target.dialect.upkeep
+        self._limits = limits
+        self._settings = settings
+        self._report = report
+        self._sleep = sleep
+        self._clock = clock
+        self._before: Churn | None = None
+        self._rows = 0
+        self._changed_before = 0
+
+    def begin(self, rows: int | None, changed: int) -> None:
+        """Take down what the counters say. `rows`: of the table, about; `changed`: by the run."""
+        self._rows, self._changed_before = max(rows or 0, 1), changed
+        is_small = rows is not None and rows < _WORTH_ROWS
+        with self._telling():
+            self._before = None if is_small else self._counted()
+            if self._settings.vacuum_every is not None and self._upkeep.vacuums:
+                self._warn_of_rights()
+
+    def end(self, changed: int) -> None:
+        """Tell what the run left in the table, and mend statistics that are wrong now."""
+        if changed < _WORTH_ROWS:
+            return
+        with self._telling():
+            self._look_back(changed - self._changed_before)
+        with self._telling():
+            if self._settings.analyze:
+                self._mend_statistics(changed / self._rows)
+
+    def _mend_statistics(self, share: float) -> None:
+        table = self._target.table
+        columns = self._target.written or [column.name for column in table.columns]
+        for text in self._upkeep.refresh_statistics(self._limits, table, columns, share):
+            self._say(text)
+
+    def _look_back(self, changed: int) -> None:
+        if self._before is None or changed <= 0:
+            return
+        before, deadline = self._before.updates, self._clock() + _COUNTED_SECONDS
+        while (now := self._counted()) is not None:
+            updates = now.updates.since(before)
+            if updates.rows >= changed or self._clock() > deadline:
+                self._tell(updates, now)
+                return
+            self._sleep(_COUNTED_LOOK_SECONDS)
+
+    def _tell(self, updates: Updates, after: Churn) -> None:
+        parts = [f"about {after.dead_rows:,} dead rows, {after.removal}"]
+        if updates.rows > 0:
+            parts.insert(0, f"{updates.hot_share:.0%} of {updates.rows:,} updates were HOT")
+        self._say(
+            "; ".join(parts), updates=updates.rows, hot=updates.hot, dead_rows=after.dead_rows
+        )
+
+    def _counted(self) -> Churn | None:
+        with self._reading() as connection:
+            return self._upkeep.churn(connection, self._target.table)
+
+    def _warn_of_rights(self) -> None:
+        with self._reading() as connection:
+            refusal = self._upkeep.refusal(connection, self._target.table)
+        if refusal is not None:
+            self._say(f"there will be no VACUUM: {refusal}")
+
+    @contextmanager
+    def _reading(self) -> Iterator[sa.Connection]:
+        with (
+            self._dialect.open(self._limits) as connection,
+            self._dialect.transaction(connection, self._limits, write=False),
+        ):
+            yield connection
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Tell of what goes wrong: the run is none the worse for it."""
+        try:
+            yield
+        except (BackfillError, SQLAlchemyError) as error:
+            self._say(f"not looked after: {describe(error, self._dialect)}")
+
+    def _say(self, text: str, **numbers: object) -> None:
+        self._report(Event("aftercare", self._target.declaration.name, text, dict(numbers)))
+
+
+class Vacuuming:
+    """A worker's part in removing dead rows while a run lasts, every so many changed rows.
+
+    The run's own count says when it is time, and the run's row in the state tables who does it.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        store: Store,
+        run: Run,
+        limits: Limits,
+        report: Callable[[Event], object],
+    ) -> None:
+        self._target = target
+        self._dialect = target.dialect
+        self._upkeep = target.dialect.upkeep
+        self._store = store
+        self._run = run
+        self._limits = limits
+        self._report = report
+        self._counted = 0
+        self._may: bool | None = None
+        """Whether this user may; None: not asked yet."""
+
+    def count(self, changed: int) -> None:
+        """Note rows that this worker has changed."""
+        self._counted += changed
+
+    def is_due(self, every: int) -> bool:
+        """Whether the run has changed so many rows since the last VACUUM, and this one is ours."""
+        if not self._upkeep.vacuums or self._counted * _LOOKS < every or not self._is_allowed():
+            return False
+        is_ours = self._store.take_turn(self._run, "vacuum", every)
+        self._counted = 0
+        return is_ours
+
+    def vacuum(self, every: int, may_go_on: Callable[[], bool]) -> None:
+        """Remove dead rows; break it off when `may_go_on`, which is asked all the time, says so."""
+        table = self._target.table
+        mark = f"{self._limits.label} {secrets.token_hex(8)}".replace("*/", "")
+        started = time.monotonic()
+        self._say(f"VACUUM of {table.fullname}")
+        is_broken_off = Flag()
+        try:
+            with self._watched(mark, may_go_on, is_broken_off):
+                fewest = max(1, round(every * _WORTH_SHARE))
+                passed_over = self._upkeep.vacuum(self._limits, table, mark, fewest)
+        except (BackfillError, SQLAlchemyError) as error:
+            why = describe(error, self._dialect)
+            self._say("VACUUM was broken off" if is_broken_off.is_set() else f"no VACUUM: {why}")
+        else:
+            seconds = round(time.monotonic() - started, 3)
+            left = f", passed over (locked): {', '.join(passed_over)}" if passed_over else ""
+            self._say(f"VACUUM took {seconds:,.1f} s{left}", seconds=seconds)
+
+    def _is_allowed(self) -> bool:
+        if self._may is None:
+            with (
+                self._dialect.open(self._limits) as connection,
+                self._dialect.transaction(connection, self._limits, write=False),
+            ):
+                self._may = self._upkeep.refusal(connection, self._target.table) is None
+        return self._may
+
+    @contextmanager
+    def _watched(
+        self, mark: str, may_go_on: Callable[[], bool], is_broken_off: Flag
+    ) -> Iterator[None]:
+        done = Flag()
+        watch = (self._watch, mark, may_go_on, done, is_broken_off)
+        watcher = Thread(target=self._dialect.call, args=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            done.set()
+            watcher.join()
+
+    def _watch(
+        self, mark: str, may_go_on: Callable[[], bool], done: Flag, is_broken_off: Flag
+    ) -> None:
+        while not done.wait(_LOOK_SECONDS):
+            with self._forgiving():
+                if not may_go_on():
+                    is_broken_off.set()
+                    self._upkeep.cancel(self._limits, mark)
+
+    @contextmanager
+    def _forgiving(self) -> Iterator[None]:
+        try:
+            yield
+        except SQLAlchemyError as error:
+            logger.debug("VACUUM is not watched: %s", describe(error, self._dialect))
+
+    def _say(self, text: str, **numbers: object) -> None:
+        self._report(Event("aftercare", self._target.declaration.name, text, dict(numbers)))
