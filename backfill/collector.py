@@ -1,0 +1,198 @@
+"""Reads the signals, off the work path: a thread with a connection and short transactions of its
+own, which outlives lost connections and errors of any kind."""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import contextmanager
+from threading import Event as Flag
+from threading import Thread
+from typing import TYPE_CHECKING
+
+from backfill.dialects import SIGNAL_LIMITS, ErrorKind
+from backfill.failures import describe
+from backfill.probing import probe_of
+from backfill.readings import Unavailable, Unreadable
+from backfill.reporters import Event
+from backfill.signals import of_user
+from backfill.throttles import Activity, Throttle
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    import sqlalchemy as sa
+
+    from backfill.dialects import Dialect
+    from backfill.readings import Signal
+    from backfill.runs import Run
+    from backfill.settings import Settings
+    from backfill.store import Store
+    from backfill.targets import Target
+
+logger = logging.getLogger(__name__)
+
+_FIRST_SECONDS = 5.0
+"""How long a run waits for the first readings before it asks for a verdict."""
+_END_SECONDS = 3.0
+_NEVER_HERE = (ErrorKind.RIGHTS, ErrorKind.SCHEMA)
+
+
+class Collector:
+    """Feeds a throttle. `tick` is one turn; `run` takes turns until it is told to end."""
+
+    def __init__(
+        self,
+        dialect: Dialect,
+        signals: Sequence[Signal],
+        throttle: Throttle,
+        say: Callable[[str], object],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._dialect = dialect
+        self._throttle = throttle
+        self._say = say
+        self._clock = clock
+        self._due = dict.fromkeys(signals, clock())
+        self._connection: sa.Connection | None = None
+        self._refusal: Exception | None = None
+        """Why no connection was to be had in this turn: each signal would wait for it again."""
+        self._ends = Flag()
+        self.has_begun = Flag()
+        """Set when every signal was asked once."""
+
+    def run(self) -> None:
+        """Take turns until `end` is called."""
+        try:
+            while self._due and not self._ends.is_set():
+                self.tick()
+                self.has_begun.set()
+                self._ends.wait(max(0.0, min(self._due.values(), default=0.0) - self._clock()))
+        finally:
+            self.has_begun.set()
+            self._close()
+
+    def end(self) -> None:
+        """Let `run` come to its end, soon."""
+        self._ends.set()
+
+    def tick(self) -> None:
+        """Read each signal whose time has come, and say what can never be read."""
+        self._refusal = None
+        missing: dict[str, list[str]] = {}
+        for signal, due in list(self._due.items()):
+            if due > self._clock() or self._ends.is_set():
+                continue
+            self._due[signal] = self._clock() + signal.every
+            if not self._read(signal):
+                missing.setdefault(self._remedy(signal), []).append(signal.name)
+        for remedy, names in missing.items():
+            how = f"; to have it watched: {remedy}" if remedy else ""
+            self._say(f"not watched, since it cannot be read here: {', '.join(names)}{how}")
+
+    def _read(self, signal: Signal) -> bool:
+        """Read a signal; False if it is not to be had here, now or later."""
+        try:
+            self._throttle.feed(signal, signal.read(self._transaction))
+        except Exception as error:
+            if isinstance(error, Unavailable) or self._is_never_here(error):
+                self._throttle.drop(signal)
+                del self._due[signal]
+                return False
+            self._throttle.miss(signal, self._problem(error))
+        return True
+
+    def _is_never_here(self, error: Exception) -> bool:
+        return self._dialect.error_kind(error) in _NEVER_HERE
+
+    def _problem(self, error: Exception) -> str:
+        return str(error) if isinstance(error, Unreadable) else describe(error, self._dialect)
+
+    def _remedy(self, signal: Signal) -> str:
+        try:
+            return signal.remedy(self._transaction)
+        except Exception as error:
+            logger.debug("no remedy for %s: %s", signal.name, self._problem(error))
+            return ""
+
+    @contextmanager
+    def _transaction(self, *, write: bool = False) -> Iterator[sa.Connection]:
+        connection = self._connected()
+        try:
+            with self._dialect.transaction(connection, SIGNAL_LIMITS, write=write):
+                yield connection
+        except Exception:
+            self._disconnect()  # errors are rare, and a new connection is without doubt
+            raise
+
+    def _connected(self) -> sa.Connection:
+        if self._refusal is not None:
+            raise self._refusal
+        if self._connection is None:
+            try:
+                self._connection = self._dialect.open(SIGNAL_LIMITS)
+            except Exception as error:
+                self._refusal = Unreadable(self._problem(error))
+                raise self._refusal from error
+        return self._connection
+
+    def _close(self) -> None:
+        for signal in self._due:
+            signal.close()
+        self._disconnect()
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        try:
+            connection.close()
+        except Exception as error:
+            logger.debug("connection not closed: %s", describe(error, self._dialect))
+
+
+@contextmanager
+def throttled(
+    target: Target, store: Store, run: Run, settings: Settings, report: Callable[[Event], object]
+) -> Iterator[Throttle]:
+    """Watch all that the settings, the class and the database offer, for as long as this lasts.
+
+    It is reported once what cannot be watched here, and what would make it watchable.
+    """
+    activity, dialect = Activity(), target.dialect
+    signals = [
+        *of_user(target.declaration, dialect, settings),
+        *dialect.health(target.table, settings),
+        *probe_of(target, store, run, settings, activity),
+    ]
+    throttle = Throttle(signals, activity)
+
+    def say(text: str) -> None:
+        report(Event("unwatched", run.name, text))
+
+    if signals:
+        with _collecting(dialect, signals, throttle, say):
+            yield throttle
+    else:
+        yield throttle
+
+
+@contextmanager
+def _collecting(
+    dialect: Dialect,
+    signals: Sequence[Signal],
+    throttle: Throttle,
+    say: Callable[[str], object],
+) -> Iterator[None]:
+    collector = Collector(dialect, signals, throttle, say)
+    thread = Thread(
+        target=dialect.call, args=(collector.run,), name="backfill-signals", daemon=True
+    )
+    thread.start()
+    collector.has_begun.wait(_FIRST_SECONDS)
+    try:
+        yield
+    finally:
+        collector.end()
+        thread.join(_END_SECONDS)

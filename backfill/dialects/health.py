@@ -1,0 +1,134 @@
+"""What signals of several databases need: disks, processors, and replicas of our own choice."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from backfill.dialects.base import ErrorKind, Limits
+from backfill.errors import ConfigurationError
+from backfill.kinds import masked
+from backfill.readings import Budget, Reading, Unavailable, Unreadable, shown, worst
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from backfill.dialects.base import Dialect
+    from backfill.readings import Reader
+    from backfill.settings import Settings
+
+SIGNAL_LIMITS = Limits(
+    lock_timeout=0.5, statement_timeout=2, idle_timeout=5, label="backfill: signals"
+)
+"""A signal that takes longer than this is a burden itself."""
+SELDOM = 5.0
+"""Seconds between readings of what changes slowly."""
+_ACTIVE_PER_CORE = 4
+_ACTIVE = 25
+"""Where nobody knows the processors: `--max-load` of pt-online-schema-change."""
+_CONNECT_SECONDS = 3
+_CONNECT_TIMEOUT = {
+    **dict.fromkeys(("psycopg", "psycopg2", "pymysql", "mysqldb"), "connect_timeout"),
+    "mariadbconnector": "connect_timeout",
+    "asyncpg": "timeout",
+}
+
+
+def most_active(settings: Settings, *, is_here: bool) -> tuple[float, str]:
+    """Return how many sessions may be at work, and where that comes from."""
+    if settings.max_active_sessions is not None:
+        return settings.max_active_sessions, ""
+    cores = os.cpu_count() if is_here else None
+    return (cores * _ACTIVE_PER_CORE, f" on {cores} processors") if cores else (_ACTIVE, "")
+
+
+class FreeDisk(Budget):
+    """Space where the data are, if they are on this machine."""
+
+    name = "free disk"
+    every = SELDOM
+
+    def __init__(self, at_least: int, places: Callable[[Reader], Sequence[Path]]) -> None:
+        self._at_least = at_least
+        self._places = places
+
+    def read(self, reader: Reader) -> Reading | None:
+        return worst(self._reading(place) for place in self._places(reader))
+
+    def _reading(self, place: Path) -> Reading:
+        free = shutil.disk_usage(place).free
+        text = f"free disk {shown(free, 'B')} at {place} (stops at {shown(self._at_least, 'B')})"
+        return Reading(self._at_least / max(free, 1), 0.5, 1.0, text)
+
+
+def reachable(paths: Sequence[Path]) -> list[Path]:
+    """Return those that this user may look at: others are on another machine, or not ours."""
+    return [path for path in paths if os.access(path, os.F_OK)]
+
+
+class Replica:
+    """A replica that the settings name, and a connection to it."""
+
+    def __init__(self, given: str, primary: Dialect) -> None:
+        url = _url(given, primary.engine.url)
+        host = url.host or "on this machine"
+        self.name = f"{host}:{url.port}" if url.port else host
+        self._url = url
+        self._kind = type(primary)
+        self._dialect: Dialect | None = None
+        self._connection: sa.Connection | None = None
+
+    @contextmanager
+    def reading(self, *, write: bool = False) -> Iterator[sa.Connection]:
+        """Run one transaction there. Raises Unreadable, or Unavailable for want of a privilege."""
+        dialect = self._dialect or self._kind(self._engine())
+        self._dialect = dialect
+        is_connected = False
+        try:
+            if self._connection is None:
+                self._connection = dialect.open(SIGNAL_LIMITS)
+            is_connected = True
+            with dialect.transaction(self._connection, SIGNAL_LIMITS, write=write):
+                yield self._connection
+        except Exception as error:
+            self.close()
+            kind = dialect.error_kind(error)
+            if is_connected and kind is ErrorKind.RIGHTS:
+                raise Unavailable from error
+            what = f"{kind.value} ({dialect.error_code(error)})"
+            raise Unreadable(f"replica {self.name}: {what}") from error
+
+    def _engine(self) -> sa.Engine:
+        timeout = _CONNECT_TIMEOUT.get(self._url.get_dialect().driver)
+        options: dict[str, Any] = {timeout: _CONNECT_SECONDS} if timeout else {}
+        return sa.create_engine(self._url, poolclass=sa.NullPool, connect_args=options)
+
+    def close(self) -> None:
+        """Close the connection, if there is one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+
+_WHERE_TO = ("host", "hostaddr", "port", "unix_socket")
+
+
+def _url(given: str, primary: sa.URL) -> sa.URL:
+    """Return where a replica is: a URL as it stands, else the primary's with another host."""
+    try:
+        if "://" in given:
+            url = sa.make_url(given)
+            same = url.get_backend_name() == primary.get_backend_name()
+            return url.set(drivername=primary.drivername) if same else url
+        url = sa.make_url(f"{primary.get_backend_name()}://{given}")
+    except (sa.exc.ArgumentError, ValueError) as error:
+        raise ConfigurationError(
+            f"`replicas` names {masked(given)}, which is neither a host, nor host:port, nor a URL."
+        ) from error
+    kept = {name: value for name, value in primary.query.items() if name not in _WHERE_TO}
+    return primary.set(host=url.host, port=url.port or primary.port, query=kept)

@@ -1,0 +1,135 @@
+"""Signals of the user's own: a method of the class, a query, a web address, a flag file.
+
+Each of them says stop or go, or a number between: 0 is free, 1 stops. Whoever asks for such a
+signal wants us to wait in doubt: one that cannot be read stops the run, with the reason.
+"""
+
+from __future__ import annotations
+
+import math
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from backfill.declaration import Backfill
+from backfill.failures import describe
+from backfill.kinds import masked
+from backfill.readings import Gradual, Reading
+
+if TYPE_CHECKING:
+    from backfill.dialects import Dialect
+    from backfill.readings import Reader, Signal
+    from backfill.settings import Settings
+
+_HTTP_SECONDS = 1.0
+"""gh-ost's patience with its throttle-http."""
+
+
+def of_user(declaration: type[Backfill], dialect: Dialect, settings: Settings) -> list[Signal]:
+    """Return the signals that a class and its settings ask for."""
+    found: list[Signal] = []
+    if settings.throttle_file is not None:
+        found.append(FlagFile(settings.throttle_file))
+    if settings.throttle_url is not None:
+        found.append(WebAddress(settings.throttle_url))
+    if settings.throttle_query is not None:
+        found.append(Query(settings.throttle_query, dialect))
+    if declaration.throttle is not Backfill.throttle:
+        found.append(Method(declaration, dialect))
+    return found
+
+
+class _Own(Gradual):
+    fails_closed = True
+
+
+class FlagFile(_Own):
+    """Waits while a file is there."""
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+        self.name = f"flag file {path}"
+
+    def read(self, reader: Reader) -> Reading:
+        return _switch(self.path.exists(), f"{self.name} is there (`throttle_file`)")
+
+
+class WebAddress(_Own):
+    """Waits until a web address answers with 200; any other answer, or none, means: wait."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.name = f"`throttle_url` {masked(url).partition('?')[0]}"
+
+    def read(self, reader: Reader) -> Reading:
+        problem = self._problem()
+        return _switch(bool(problem), f"{self.name} {problem} (goes on at 200)")
+
+    def _problem(self) -> str:
+        try:
+            with urllib.request.urlopen(self.url, timeout=_HTTP_SECONDS) as answer:
+                return "" if answer.status == 200 else f"answers {answer.status}"
+        except urllib.error.HTTPError as error:
+            error.close()
+            return f"answers {error.code}"
+        except (OSError, ValueError) as error:
+            return f"does not answer: {type(error).__name__}"
+
+
+class Query(_Own):
+    """Asks the database: the first column of the first row is the answer."""
+
+    name = "`throttle_query`"
+
+    def __init__(self, sql: str, dialect: Dialect) -> None:
+        self._sql = sql
+        self._dialect = dialect
+
+    def read(self, reader: Reader) -> Reading:
+        try:
+            with reader() as connection:
+                plain = connection.execution_options(no_parameters=True)  # a % is just that
+                return _answer(self.name, plain.exec_driver_sql(self._sql).scalar())
+        except SQLAlchemyError as error:
+            return _switch(True, f"{self.name} fails: {describe(error, self._dialect)}")
+
+
+class Method(_Own):
+    """Asks the class's own method `throttle`, with a connection for reading."""
+
+    name = "`throttle`"
+
+    def __init__(self, declaration: type[Backfill], dialect: Dialect) -> None:
+        self._declaration = declaration
+        self._dialect = dialect
+
+    def read(self, reader: Reader) -> Reading:
+        try:
+            with reader() as connection:
+                return _answer(self.name, self._declaration().throttle(connection))
+        except Exception as error:
+            return _switch(True, f"{self.name} fails: {describe(error, self._dialect)}")
+
+
+def _answer(name: str, answer: Any) -> Reading:
+    """Take None, False, "" or 0 for free, True or a text (the reason) for wait, and a number
+    for what it is."""
+    if isinstance(answer, str):
+        return _switch(bool(answer), f"{name}: {answer}")
+    if answer is None or isinstance(answer, bool):
+        return _switch(bool(answer), f"{name} says wait")
+    try:
+        number = float(answer)
+    except (TypeError, ValueError):
+        number = math.nan
+    if math.isnan(number):
+        kind = type(answer).__name__
+        return _switch(True, f"{name} must give a number, a truth value or a text, not {kind}")
+    return Reading.of(f"{name} says", number, "", warn=0.0, stop=1.0)
+
+
+def _switch(waits: bool, text: str) -> Reading:
+    return Reading(float(waits), 1.0, 1.0, text)

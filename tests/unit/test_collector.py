@@ -1,0 +1,238 @@
+"""Collector: its turns, with a fake clock; errors, missing privileges, and its thread."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from threading import Event as Flag
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import sqlalchemy as sa
+
+from backfill.collector import Collector
+from backfill.dialects import ErrorKind, dialect_for
+from backfill.readings import Budget, Reading, Unavailable, Unreadable
+from backfill.throttles import Throttle
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from backfill.dialects import Dialect, Limits
+    from backfill.readings import Reader, Signal
+
+FREE = Reading(0.0, 1.0, 2.0, "free")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Scripted(Budget):
+    """Says one thing after the other; what is an error is raised."""
+
+    def __init__(self, *says: Reading | Exception, name: str = "a signal", every: float = 1.0):
+        self.name = name
+        self.every = every
+        self._says = list(says)
+        self.asked = 0
+
+    def read(self, reader: Reader) -> Reading:
+        said = self._says[min(self.asked, len(self._says) - 1)]
+        self.asked += 1
+        if isinstance(said, Exception):
+            raise said
+        return said
+
+    def remedy(self, reader: Reader) -> str:
+        return "GRANT pg_monitor TO app"
+
+
+class Asking(Scripted):
+    """Reads the database."""
+
+    def read(self, reader: Reader) -> Reading:
+        self.asked += 1
+        with reader() as connection:
+            connection.execute(sa.text("SELECT 1"))
+        return FREE
+
+
+class Watched:
+    """A collector on an SQLite database, whose turns the test takes."""
+
+    def __init__(self, *signals: Signal, dialect: Dialect | None = None) -> None:
+        self.clock = Clock()
+        self.said: list[str] = []
+        self.dialect = dialect or dialect_for(sa.create_engine("sqlite://"))
+        self.throttle = Throttle(signals, clock=self.clock)
+        self.collector = Collector(
+            self.dialect, signals, self.throttle, self.said.append, clock=self.clock
+        )
+
+    def turns(self, *moments: float) -> None:
+        for moment in moments:
+            self.clock.now = moment
+            self.collector.tick()
+
+
+class Refusing:
+    """A dialect whose database can be switched off."""
+
+    def __init__(self) -> None:
+        self._real = dialect_for(sa.create_engine("sqlite://"))
+        self.is_up = False
+        self.opened = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def open(self, limits: Limits) -> sa.Connection:
+        self.opened += 1
+        if not self.is_up:
+            raise sa.exc.OperationalError(None, None, self._driver_error())
+        return self._real.open(limits)
+
+    def _driver_error(self) -> Exception:
+        error: Exception = self._real.engine.dialect.loaded_dbapi.OperationalError("refused")
+        return error
+
+    @contextmanager
+    def transaction(
+        self, connection: sa.Connection, limits: Limits, *, write: bool = True
+    ) -> Iterator[sa.Connection]:
+        with self._real.transaction(connection, limits, write=write):
+            if not self.is_up:
+                raise sa.exc.OperationalError(None, None, self._driver_error())
+            yield connection
+
+
+def test_each_signal_is_read_when_it_is_due() -> None:
+    often, seldom = Scripted(FREE), Scripted(FREE, every=5.0)
+    Watched(often, seldom).turns(0, 0.5, 1, 2, 3, 4, 5)
+    assert (often.asked, seldom.asked) == (6, 2)
+
+
+def test_a_reading_reaches_the_throttle() -> None:
+    watched = Watched(Scripted(Reading(3.0, 1.0, 2.0, "3 of 2")))
+    watched.turns(0)
+    assert (watched.throttle.verdict().stops, watched.throttle.verdict().reason) == (True, "3 of 2")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (Unreadable("replica 10.0.0.5 is no replica"), "replica 10.0.0.5 is no replica"),
+        (RuntimeError("with a secret"), "RuntimeError at test_collector.py"),
+    ],
+)
+def test_an_error_is_told_when_the_reading_is_stale(error: Exception, told: str) -> None:
+    watched = Watched(Scripted(FREE, error))
+    watched.turns(0, 1, 10, 15)
+    assert not watched.throttle.verdict().stops
+    watched.turns(16)
+    assert watched.throttle.verdict().stops
+    assert f"not known for 16 s: {told}" in watched.throttle.verdict().reason
+    assert "secret" not in watched.throttle.verdict().reason
+
+
+def test_it_recovers_from_errors() -> None:
+    watched = Watched(Scripted(FREE, *[RuntimeError()] * 20, FREE))
+    watched.turns(*range(21))
+    assert watched.throttle.verdict().stops
+    watched.turns(21)
+    assert not watched.throttle.verdict().stops
+
+
+def test_what_can_never_be_read_is_said_once_with_its_remedy() -> None:
+    hidden = Scripted(Unavailable(), name="replica lag")
+    secret = Scripted(Unavailable(), name="active sessions")
+    watched = Watched(hidden, Scripted(FREE), secret)
+    watched.turns(0, 1, 2)
+    assert watched.said == [
+        "not watched, since it cannot be read here: replica lag, active sessions;"
+        " to have it watched: GRANT pg_monitor TO app"
+    ]
+    assert (hidden.asked, secret.asked) == (1, 1)
+    assert not watched.throttle.verdict().stops
+
+
+@pytest.mark.parametrize("kind", [ErrorKind.RIGHTS, ErrorKind.SCHEMA])
+def test_a_privilege_or_view_that_is_missing_is_the_same(kind: ErrorKind) -> None:
+    signal = Scripted(RuntimeError())
+    watched = Watched(signal)
+    watched.dialect.error_kind = lambda error: kind  # type: ignore[method-assign]
+    watched.turns(0, 1)
+    assert signal.asked == 1
+    assert "GRANT pg_monitor" in watched.said[0]
+
+
+def test_a_missing_connection_is_asked_for_once_a_turn() -> None:
+    dialect: Any = Refusing()
+    signals = [Asking(name=name) for name in "abc"]
+    watched = Watched(*signals, dialect=dialect)
+    watched.turns(0, 1)
+    assert dialect.opened == 2
+    assert "is not known yet: the database accepts no conn" in watched.throttle.verdict().reason
+
+
+def test_a_wrong_password_drops_no_signal() -> None:
+    dialect: Any = Refusing()
+    dialect.error_kind = lambda error: (
+        ErrorKind.RIGHTS if isinstance(error, sa.exc.DBAPIError) else ErrorKind.UNKNOWN
+    )
+    watched = Watched(Asking(), dialect=dialect)
+    watched.turns(0)
+    assert watched.throttle.verdict().stops
+    assert watched.said == []
+
+
+def test_a_lost_connection_is_replaced() -> None:
+    dialect: Any = Refusing()
+    dialect.is_up = True
+    watched = Watched(Asking(), dialect=dialect)
+    watched.turns(0, 1, 2)
+    assert dialect.opened == 1
+    dialect.is_up = False
+    watched.turns(3, 20)
+    assert watched.throttle.verdict().stops
+    dialect.is_up = True
+    watched.turns(21)
+    assert not watched.throttle.verdict().stops
+
+
+def test_its_thread_ends_when_it_is_told_to() -> None:
+    asked = Flag()
+
+    class Telling(Scripted):
+        def read(self, reader: Reader) -> Reading:
+            asked.set()
+            return FREE
+
+    signals: Sequence[Signal] = [Telling(every=0.01)]
+    watched = Collector(
+        dialect_for(sa.create_engine("sqlite://")), signals, Throttle(signals), print
+    )
+    thread = Thread(target=watched.run)
+    thread.start()
+    assert watched.has_begun.wait(10)
+    asked.clear()
+    assert asked.wait(10)  # again and again
+    watched.end()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_its_thread_ends_when_nothing_is_left_to_watch() -> None:
+    signals = [Scripted(Unavailable())]
+    said: list[str] = []
+    watched = Collector(
+        dialect_for(sa.create_engine("sqlite://")), signals, Throttle(signals), said.append
+    )
+    watched.run()
+    assert watched.has_begun.is_set()
+    assert len(said) == 1
