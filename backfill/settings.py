@@ -6,12 +6,12 @@ Defaults < `[tool.backfill]` of pyproject.toml < `[backfill]` of alembic.ini < e
 
 from __future__ import annotations
 
-import math
 import os
 import sys
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from backfill import kinds
 from backfill.errors import ConfigurationError
 
 if sys.version_info >= (3, 11):
@@ -23,91 +23,171 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from backfill.kinds import Kind
+
+
+def setting(default: Any, kind: Kind, *, in_flight: bool = False, is_watched: bool = False) -> Any:
+    """Declare a setting: its default, what it can be, and whether `backfill set` may change it
+    while a run lasts. One whose default is None can be set to None, too."""
+    metadata = {"kind": kind, "in_flight": in_flight, "is_watched": is_watched}
+    return field(default=default, metadata=metadata)
+
+
+def _limit(default: Any, kind: Kind) -> Any:
+    """Declare the limit of a signal: a number, which may be changed while a run lasts."""
+    return setting(default, kind, in_flight=True, is_watched=True)
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How a backfill is run; each can be set in every layer."""
 
-    chunk_size: int | None = None
+    chunk_size: int | None = setting(None, kinds.WHOLE, in_flight=True)
     """Rows a chunk writes at most; without it the size follows `target_seconds`."""
-    target_seconds: float | None = None
+    chunk_bytes: int = setting(8 * 1024 * 1024, kinds.WHOLE, in_flight=True)
+    """Bytes that the rows of a chunk come to at most, as far as one can tell, where its size
+    follows `target_seconds`. Half of what MariaDB takes in one statement (`max_allowed_packet`,
+    16 MiB) and of a segment of PostgreSQL's WAL."""
+    target_seconds: float | None = setting(None, kinds.SECONDS, in_flight=True)
     """How long a chunk may hold its locks: statement and commit. Without it 0.05; 0.15 on SQLite,
     where whoever waits looks only every 0.1 s."""
-    workers: int = 1
+    nice: float = setting(0.0, kinds.RATIO, in_flight=True)
+    """Seconds of rest for each second that a chunk took: 1 works half of the time."""
+    rows_per_second: float | None = setting(None, kinds.RATE, in_flight=True)
+    """Rows that the run changes in a second at most, by all its workers on all machines."""
+    window: str | None = setting(None, kinds.WINDOW, in_flight=True)
+    """Hours of the day outside of which nothing is written, like `22:00-06:00 Europe/Berlin`;
+    without a zone they are in UTC. By the clock of the machine that runs it."""
+    vacuum_every: int | None = setting(None, kinds.WHOLE, in_flight=True)
+    """Rows that the run changes between two VACUUMs of its own, on PostgreSQL; without it none:
+    autovacuum comes when a fifth of the table is dead. NixOS' hydra took 5,000,000."""
+    analyze: bool = setting(True, kinds.SWITCH)
+    """Mend the planner's statistics after a run that has made them wrong."""
+    workers: int = setting(1, kinds.WHOLE)
     """Threads of this command that walk key ranges side by side."""
-    processes: int = 1
+    processes: int = setting(1, kinds.WHOLE)
     """Processes that do so, with so many threads each: for transforms that compute much."""
-    lock_timeout: float = 0.02
+    lock_timeout: float = setting(0.02, kinds.PATIENCE)
     """How long a chunk waits for a row of the application before it gives way. Must stay far
     below PostgreSQL's `deadlock_timeout` (1 s), so that the application never loses."""
-    statement_timeout: float = 5.0
+    statement_timeout: float = setting(5.0, kinds.SECONDS)
     """How long one statement of ours may take."""
-    idle_timeout: float = 5.0
+    idle_timeout: float = setting(5.0, kinds.SECONDS)
     """After how long the server ends a transaction of ours that does nothing."""
-    lease_seconds: float = 30.0
+    lease_seconds: float = setting(30.0, kinds.SECONDS)
     """How long a silent runner keeps its key range. Three times the sum of the two
     timeouts above, so that the server has ended a stopped runner's transaction before."""
-    retry_seconds: float = 900.0
+    retry_seconds: float = setting(900.0, kinds.SECONDS)
     """How long to try without progress before the run is paused or failed."""
-    max_failures: int = 100
+    max_failures: int = setting(100, kinds.COUNT, in_flight=True)
     """More quarantined rows than this stop the run as failed."""
-    max_passes: int = 10
+    max_passes: int = setting(10, kinds.WHOLE, in_flight=True)
     """How often the table is swept for rows that are still, or again, pending."""
+
+    max_blocked_seconds: float = _limit(0.25, kinds.PATIENCE)
+    """How long sessions may wait for locks of ours, all of them together. Of this and the limits
+    below, 0 switches the signal off."""
+    max_replica_lag: float = _limit(10.0, kinds.PATIENCE)
+    """How far a replica may be behind, in seconds."""
+    replicas: tuple[str, ...] = setting((), kinds.TEXTS)
+    """The replicas to watch: `host`, `host:port` (the rest as for the primary) or URLs. Without
+    it PostgreSQL's primary is asked for its standbys, and MariaDB's and MySQL's are not watched."""
+    max_retained_wal: int = _limit(4 * 1024**3, kinds.COUNT)
+    """PostgreSQL: bytes of WAL that a standby or a replication slot may be behind."""
+    max_archive_queue: int = _limit(42, kinds.COUNT)
+    """PostgreSQL: WAL segments that may wait to be archived (GitLab's limit)."""
+    max_wal_rate: int = _limit(0, kinds.COUNT)
+    """PostgreSQL: bytes of WAL that the whole server may write in a second."""
+    max_active_sessions: int | None = _limit(None, kinds.COUNT)
+    """Sessions of others at work. Without it 4 a processor where the server is on this machine,
+    else 25 (pt-online-schema-change's limit)."""
+    max_dead_rows: float = _limit(20.0, kinds.RATIO)
+    """PostgreSQL: dead rows of the table, as a multiple of those that call autovacuum."""
+    max_snapshot_age: float = _limit(3600.0, kinds.PATIENCE)
+    """PostgreSQL: age of the oldest transaction that keeps VACUUM from removing dead rows."""
+    max_history_length: int = _limit(1_000_000, kinds.COUNT)
+    """MariaDB, MySQL: length of InnoDB's history list, which waits to be purged."""
+    max_redo_fill: float = _limit(0.98, kinds.RATIO)
+    """MariaDB, MySQL: how full the redo log may be; when it is full every writer waits. InnoDB
+    flushes in a hurry from 7/8 on, so that much less would leave it idle."""
+    min_free_disk: int = _limit(512 * 1024**2, kinds.COUNT)
+    """Bytes that must stay free where the data are, if they are on this machine."""
+    throttle_file: str | None = setting(None, kinds.TEXT)
+    """Nothing is written while there is a file of this name."""
+    throttle_url: str | None = setting(None, kinds.TEXT)
+    """Nothing is written while this web address does not answer with 200."""
+    throttle_query: str | None = setting(None, kinds.TEXT)
+    """SQL that says how busy the database is: 0 or false is free, 1 or true stops."""
+    max_added_latency: float = _limit(0.0, kinds.PATIENCE)
+    """Seconds that our writing may add to the latency of others, at the 95th percentile. A probe
+    measures it: `probe_query`, or a read of the table and a tiny write of our own."""
+    probe_query: str | None = setting(None, kinds.TEXT)
+    """SQL whose latency is what matters, for `max_added_latency`."""
 
     @property
     def walkers(self) -> int:
         """How many key ranges are walked at a time."""
         return self.workers * self.processes
 
-
-_TYPES: dict[str, type] = {
-    field.name: float if "float" in str(field.type) else int for field in fields(Settings)
-}
-NAMES = frozenset(_TYPES)
-_MAY_BE_NONE = {"chunk_size", "target_seconds"}
-_MAY_BE_ZERO = {"max_failures", "lock_timeout"}
+    def recorded(self) -> dict[str, Any]:
+        """Return all of them as they are kept with a run: no password is among them."""
+        return {name: _without_passwords(value) for name, value in asdict(self).items()}
 
 
-def resolve(*layers: tuple[str, Mapping[str, Any]]) -> Settings:
-    """Put the layers on top of the defaults, the last one winning.
+_FIELDS = {one.name: one for one in fields(Settings)}
+NAMES = frozenset(_FIELDS)
+IN_FLIGHT = frozenset(name for name, one in _FIELDS.items() if one.metadata["in_flight"])
+"""What `backfill set` changes."""
+WATCHED = frozenset(name for name, one in _FIELDS.items() if one.metadata["is_watched"])
+"""Limits of signals."""
+
+
+def resolve(*layers: tuple[str, Mapping[str, Any]], base: Settings | None = None) -> Settings:
+    """Put the layers on top of the defaults (or of `base`), the last one winning.
 
     Each layer is its origin (for messages) and a mapping of setting to value or text.
     Raises ConfigurationError for an unknown name or an impossible value.
     """
-    settings = Settings()
+    settings = base or Settings()
     for origin, values in layers:
         settings = replace(settings, **{k: _parse(origin, k, v) for k, v in values.items()})
     return settings
 
 
+def changes(given: Mapping[str, str]) -> dict[str, Any]:
+    """Return what `backfill set` was given as values; None for one that is taken back.
+
+    Raises ConfigurationError for what cannot be, or cannot be changed while a run lasts.
+    """
+    fixed = sorted(given.keys() & NAMES - IN_FLIGHT)
+    if fixed:
+        raise ConfigurationError(
+            f"{fixed[0]} cannot be changed while a run lasts; stop the run, and start it again with"
+            f" another. What can be: {', '.join(sorted(IN_FLIGHT))}."
+        )
+    return {k: _parse("The command line", k, v) if v.strip() else None for k, v in given.items()}
+
+
 def _parse(origin: str, name: str, value: Any) -> Any:
-    if name not in _TYPES:
+    if name not in _FIELDS:
         raise ConfigurationError(
             f"{origin} has an unknown setting {name!r}. Known are: {', '.join(sorted(NAMES))}."
         )
-    if value is None and name in _MAY_BE_NONE:
+    if value is None and _FIELDS[name].default is None:
         return None
-    number = _number(_TYPES[name], value)
-    lowest = "0 or more" if name in _MAY_BE_ZERO else "above 0"
-    if number is None or number < 0 or (number == 0 and name not in _MAY_BE_ZERO):
-        kind = "a whole number" if _TYPES[name] is int else "a number of seconds"
-        raise ConfigurationError(f"{origin} sets {name} to {value!r}; it must be {kind}, {lowest}.")
-    return number
-
-
-def _number(wanted: type, value: Any) -> float | None:
-    """Return a number of the wanted type; None for what is none, or not exactly one."""
-    if isinstance(value, bool):
-        return None
+    kind: Kind = _FIELDS[name].metadata["kind"]
     try:
-        number: float = wanted(value)
-        return number if math.isfinite(number) and not _was_cut(number, value) else None
-    except (TypeError, ValueError, OverflowError):
-        return None
+        return kind.parse(value)
+    except ValueError as error:
+        shown = kinds.masked(repr(value))
+        wrong = str(error) or f"it must be {kind.is_like}"
+        raise ConfigurationError(f"{origin} sets {name} to {shown}; {wrong}.") from error
 
 
-def _was_cut(number: float, value: Any) -> bool:
-    return isinstance(value, float) and value != number
+def _without_passwords(value: Any) -> Any:
+    if isinstance(value, str):
+        return kinds.masked(value)
+    return [_without_passwords(one) for one in value] if isinstance(value, tuple) else value
 
 
 def from_environment() -> dict[str, str]:
@@ -138,3 +218,8 @@ def from_pyproject(path: Path) -> dict[str, Any]:
 def config_path() -> str | None:
     """Return the Alembic configuration file that the environment names, if it does."""
     return os.environ.get("ALEMBIC_CONFIG")
+
+
+def flask_app() -> str | None:
+    """Return the Flask application that the environment names, if it does."""
+    return os.environ.get("FLASK_APP")

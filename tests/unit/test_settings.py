@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from backfill import kinds
 from backfill.errors import ConfigurationError
 from backfill.settings import (
+    IN_FLIGHT,
     NAMES,
     Settings,
+    changes,
     config_path,
     from_environment,
     from_pyproject,
@@ -19,6 +22,8 @@ from backfill.settings import (
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from backfill.kinds import Kind
 
 LAYERS = ("pyproject.toml", "alembic.ini", "The environment", "FillNames", "The command line")
 
@@ -38,21 +43,44 @@ def test_layers_add_up() -> None:
     assert found == replace(Settings(), workers=2, lock_timeout=0.5, chunk_size=10)
 
 
-def test_every_setting_can_be_set_as_text() -> None:
-    found = resolve(("The environment", dict.fromkeys(NAMES, "7")))
-    for field in fields(Settings):
-        value = getattr(found, field.name)
-        assert value == 7
-        is_time = isinstance(field.default, float) or field.name == "target_seconds"
-        assert type(value) is (float if is_time else int)
+AS_TEXT: dict[Kind, tuple[str, Any]] = {
+    kinds.WHOLE: ("7", 7),
+    kinds.COUNT: ("7", 7),
+    kinds.SECONDS: ("7", 7.0),
+    kinds.PATIENCE: ("7", 7.0),
+    kinds.RATE: ("7", 7.0),
+    kinds.RATIO: ("7", 7.0),
+    kinds.SWITCH: ("yes", True),
+    kinds.TEXT: (" a flag ", "a flag"),
+    kinds.TEXTS: ("\n SELECT 1, 2\n/tmp/flag \n", ("SELECT 1, 2", "/tmp/flag")),
+    kinds.WINDOW: ("22:00-06:00", "22:00-06:00"),
+}
 
 
-TAKEN_BACK = {"chunk_size", "target_seconds"}
+def as_text(name: str) -> tuple[str, Any]:
+    (kind,) = (one.metadata["kind"] for one in fields(Settings) if one.name == name)
+    return AS_TEXT[kind]
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_every_setting_can_be_set_as_text(name: str) -> None:
+    text, meant = as_text(name)
+    value = getattr(resolve(("The environment", {name: text})), name)
+    assert (value, type(value)) == (meant, type(meant))
+
+
+@pytest.mark.parametrize("kind", list(AS_TEXT))
+def test_a_value_may_also_be_what_the_text_means(kind: Kind) -> None:
+    text, meant = AS_TEXT[kind]
+    assert kind.parse(meant) == kind.parse(text) == meant
+
+
+TAKEN_BACK = {one.name for one in fields(Settings) if one.default is None}
 
 
 @pytest.mark.parametrize("name", sorted(TAKEN_BACK))
 def test_what_follows_the_database_can_be_taken_back(name: str) -> None:
-    assert getattr(resolve(("a", {name: 10}), ("b", {name: None})), name) is None
+    assert getattr(resolve(("a", {name: as_text(name)[0]}), ("b", {name: None})), name) is None
 
 
 @pytest.mark.parametrize("name", sorted(NAMES - TAKEN_BACK))
@@ -94,6 +122,12 @@ def test_unknown_name_is_told_with_its_origin(name: str) -> None:
         pytest.param("statement_timeout", 10**400, id="huge"),
         ("lock_timeout", -0.1),
         ("idle_timeout", {}),
+        ("nice", -1),
+        ("nice", "very"),
+        ("rows_per_second", 0),
+        ("window", ""),
+        ("window", 22),
+        ("window", ["22:00-06:00"]),
     ],
 )
 def test_impossible_value_is_told_with_its_origin(name: str, value: Any) -> None:
@@ -102,7 +136,9 @@ def test_impossible_value_is_told_with_its_origin(name: str, value: Any) -> None
     assert str(refused.value).startswith(f"The environment sets {name} to {value!r}")
 
 
-@pytest.mark.parametrize(("name", "value"), [("max_failures", 0), ("lock_timeout", "0")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("max_failures", 0), ("lock_timeout", "0"), ("nice", "0")]
+)
 def test_zero_where_it_means_something(name: str, value: Any) -> None:
     assert getattr(resolve(("a", {name: value})), name) == 0
 
@@ -111,6 +147,66 @@ def test_message_does_not_forbid_a_zero_that_is_allowed() -> None:
     with pytest.raises(ConfigurationError) as refused:
         resolve(("a", {"max_failures": -1}))
     assert "above 0" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("22-6", 'two times of the day and a zone, like "22:00-06:00 Europe/Berlin"'),
+        ("22:00-25:00", "no time 25:00"),
+        ("22:00-22:00", "leave it out"),
+        ("22:00-06:00 Europe/Berlni", 'no time zone is called "Europe/Berlni"'),
+    ],
+)
+def test_wrong_window_is_told_what_is_wrong(value: str, told: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        resolve(("alembic.ini", {"window": value}))
+    assert told in str(refused.value)
+
+
+@pytest.mark.parametrize("wrong", ["maybe", 2, None, []])
+def test_a_switch_is_on_or_off(wrong: Any) -> None:
+    assert [kinds.SWITCH.parse(text) for text in ("on", "No", "1", False)] == [1, 0, 1, 0]
+    with pytest.raises(ValueError):
+        kinds.SWITCH.parse(wrong)
+
+
+@pytest.mark.parametrize("wrong", [5, None, ["a", 5], ["a", ""]])
+def test_a_list_has_texts_only(wrong: Any) -> None:
+    with pytest.raises(ValueError):
+        kinds.TEXTS.parse(wrong)
+
+
+# -- changing a run that lasts ---------------------------------------------------------------
+
+
+def test_changes_are_values_and_what_is_empty_is_taken_back() -> None:
+    given = {"nice": "2", "window": "22:00-06:00 Europe/Berlin", "chunk_size": " "}
+    meant = {"nice": 2.0, "window": "22:00-06:00 Europe/Berlin", "chunk_size": None}
+    assert changes(given) == meant
+
+
+@pytest.mark.parametrize("name", sorted(NAMES - IN_FLIGHT))
+def test_what_cannot_be_changed_in_flight_is_refused(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{name} cannot be changed while a run lasts"):
+        changes({"nice": "1", name: "7"})
+
+
+@pytest.mark.parametrize("given", [{"nise": "1"}, {"nice": "much"}, {"window": "always"}])
+def test_changes_are_checked_like_any_layer(given: dict[str, str]) -> None:
+    with pytest.raises(ConfigurationError, match="The command line"):
+        changes(given)
+
+
+def test_no_password_is_recorded_or_told() -> None:
+    url = "https://me:secret@host/health"
+    assert kinds.masked(f"{url} and https://host:8080/a@b") == (
+        "https://me:***@host/health and https://host:8080/a@b"
+    )
+    with pytest.raises(ConfigurationError) as refused:
+        resolve(("alembic.ini", {"window": url}))
+    assert "secret" not in str(refused.value)
+    assert "secret" not in str(replace(Settings(), window=url).recorded())
 
 
 def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
