@@ -1,0 +1,131 @@
+"""SQLite: triggers cannot change NEW, so they update the row right after it was written."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from backfill.dialects.triggers import Script, Triggers, execute, unique_columns
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from backfill.dialects.triggers import Place
+    from backfill.targets import Target
+
+
+class SQLiteTriggers(Triggers):
+    """Their own UPDATE fires them again; it then finds nothing to do, so that they end whether
+    or not `recursive_triggers` is on."""
+
+    def unfit(self, connection: sa.Connection, target: Target) -> str | None:
+        """Refuse what would harm the application: INSERT OR REPLACE hands its REPLACE on to the
+        triggers, and a function that only our connection knows fails its statements."""
+        unique = unique_columns(connection, target.table)
+        for column in target.assignments:
+            if column in unique:
+                return (
+                    f"{column!r} is unique, and an INSERT OR REPLACE of the application would,"
+                    " through the triggers, delete the row that has the value already"
+                )
+        script = Script(target)
+        for name in connection.execute(_OUR_FUNCTIONS).scalars():
+            if script.calls(name):
+                return (
+                    f"{name!r} is no function of SQLite's own, and the writes of a connection that"
+                    " does not have it would fail"
+                )
+        return None
+
+    def ddl(self, connection: sa.Connection, target: Target, place: Place) -> list[str]:
+        return [
+            f"CREATE TRIGGER {self.quoted(name, place.schema)} {body}"
+            for name, body in _bodies(target, place, self).items()
+        ]
+
+    def find(self, connection: sa.Connection, place: Place) -> Place | None:
+        return place if self._found(connection, place) else None
+
+    def install(self, connection: sa.Connection, target: Target, place: Place) -> bool:
+        found = self._found(connection, place)
+        is_changed = False
+        for name, body in _bodies(target, place, self).items():
+            if found.get(name, "").endswith(body):
+                continue
+            trigger = self.quoted(name, place.schema)
+            if name in found:
+                execute(connection, f"DROP TRIGGER {trigger}")
+            execute(connection, f"CREATE TRIGGER {trigger} {body}")
+            is_changed = True
+        return is_changed
+
+    def remove(self, connection: sa.Connection, place: Place) -> None:
+        for name in self._found(connection, place):
+            execute(connection, f"DROP TRIGGER IF EXISTS {self.quoted(name, place.schema)}")
+
+    def _found(self, connection: sa.Connection, place: Place) -> dict[str, str]:
+        if place.schema not in (None, *sa.inspect(connection).get_schema_names()):
+            return {}
+        master = self.quoted("sqlite_master", place.schema)
+        query = sa.text(
+            f"SELECT name, sql FROM {master} WHERE type = 'trigger' AND name IN :names"
+        ).bindparams(sa.bindparam("names", expanding=True))
+        names = [f"{place.name}_insert", f"{place.name}_update"]
+        return {row.name: row.sql for row in connection.execute(query, {"names": names})}
+
+
+def _bodies(target: Target, place: Place, triggers: Triggers) -> dict[str, str]:
+    script = Script(target)
+    table = triggers.quoted(place.table)
+    fill = _update(script, script.columns, pending=True)
+    again = f"{fill} AND NOT {_just_written(script)}"
+    follow = [_update(script, [name], also=_follows(script, name)) for name in script.following]
+    return {
+        f"{place.name}_insert": f"AFTER INSERT ON {table} FOR EACH ROW BEGIN\n{fill};\nEND",
+        f"{place.name}_update": f"AFTER UPDATE ON {table} FOR EACH ROW BEGIN\n"
+        + "".join(f"{statement};\n" for statement in (again, *follow))
+        + "END",
+    }
+
+
+def _update(
+    script: Script, columns: Iterable[str], *, pending: bool = False, also: str = ""
+) -> str:
+    """Return an UPDATE of the row that was written, as it is stored: only there do its columns
+    have their affinities. What a constraint refuses is left as it is."""
+    target = script.target
+    here = sa.table(target.table.name, *(sa.column(c.name, c.type) for c in target.table.c))
+    values: dict[Any, Any] = {c: script.on(here, target.assignments[c]) for c in columns}
+    statement = sa.update(here).prefix_with("OR IGNORE").values(values)
+    for name in target.key.names:
+        written: sa.ColumnElement[Any] = sa.literal_column(f"NEW.{script.quote(name)}")
+        statement = statement.where(here.c[name] == written)
+    if pending:
+        assert target.pending is not None
+        statement = statement.where(script.on(here, target.pending))
+    if also:
+        statement = statement.where(sa.literal_column(f"({also})"))
+    return script.text(statement)
+
+
+def _just_written(script: Script) -> str:
+    """Say that the row was pending, and has what it gave: the walk wrote it, or we did."""
+    computed = script.over(script.row_of("OLD"), script.columns, pending=True)
+    same = " AND ".join(
+        f"NEW.{script.quote(name)} IS c{i} COLLATE BINARY" for i, name in enumerate(script.columns)
+    )
+    return f"EXISTS (SELECT 1 FROM ({computed}) WHERE {same})"
+
+
+def _follows(script: Script, name: str) -> str:
+    """Say that the statement left the value alone, and that it is what the old row gives."""
+    column = script.quote(name)
+    computed = script.over(script.row_of("OLD"), [name], pending=False)
+    return (
+        f"NEW.{column} IS OLD.{column} COLLATE BINARY AND EXISTS"
+        f" (SELECT 1 FROM ({computed}) WHERE OLD.{column} IS c0 COLLATE BINARY)"
+    )
+
+
+_OUR_FUNCTIONS = sa.text("SELECT DISTINCT name FROM pragma_function_list WHERE NOT builtin")
