@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 import time
 from dataclasses import asdict
@@ -13,15 +12,19 @@ from typing import TYPE_CHECKING, Any
 import click
 from sqlalchemy.exc import SQLAlchemyError
 
-from backfill import __version__, overview, presentation, scaffold
-from backfill.context import Context
-from backfill.errors import BackfillError, StateError
+from backfill import __version__, overview, presentation, scaffold, settings
+from backfill.configuration import Origin
+from backfill.context import Call
+from backfill.errors import BackfillError, InvalidTransition, StateError
 from backfill.runs import Outcome, Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from backfill.context import Context
     from backfill.discovery import Declared
+    from backfill.planner import Plan
+    from backfill.runs import Run
 
 EXIT_COMPLETE = 0
 EXIT_FAILED = 1
@@ -48,9 +51,9 @@ def _command(function: Callable[..., Any]) -> Callable[..., Any]:
     """Turn our errors into one line and an exit code."""
 
     @wraps(function)
-    def wrapped(context: Context, *args: Any, **kwargs: Any) -> Any:
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
-            return context.dialect.call(function, context, *args, **kwargs)
+            return function(*args, **kwargs)
         except BackfillError as error:
             raise _Failure(str(error)) from error
         except SQLAlchemyError as error:
@@ -73,7 +76,9 @@ _name = click.argument("name")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("-c", "--config", "config_file", help="Alembic's configuration file.")
+@click.option(
+    "-c", "--config", "config_files", multiple=True, help="Alembic's configuration, as for alembic."
+)
 @click.option("-n", "--name", "section", default="alembic", help="Its section, as for alembic.")
 @click.option("-x", multiple=True, help="An argument for env.py, as for alembic.")
 @click.option("--url", help="Database URL instead of the configured one.")
@@ -81,7 +86,7 @@ _name = click.argument("name")
 @click.pass_context
 def cli(
     click_context: click.Context,
-    config_file: str | None,
+    config_files: tuple[str, ...],
     section: str,
     x: tuple[str, ...],
     url: str | None,
@@ -91,7 +96,8 @@ def cli(
     Exit codes: 0 complete; 1 failed, or not complete; 2 usage; 3 stopped early and resumable;
     4 another runner holds the lease; 5 finished, but rows are quarantined.
     """
-    click_context.obj = Context(config_file, url, section, x)
+    click_context.obj = call = Call(Origin(config_files, url, section, x))
+    click_context.call_on_close(call.stack.close)
 
 
 # -- declaring and looking -----------------------------------------------------------------
@@ -103,9 +109,9 @@ def cli(
 @click.option("--table", required=True, help="The table to fill.")
 @click.pass_obj
 @_command
-def new(context: Context, name: str, revision: str, table: str) -> None:
+def new(call: Call, name: str, revision: str, table: str) -> None:
     """Write a commented class beside the revision."""
-    for path in scaffold.write_class(context.project.script, name, revision, table):
+    for path in scaffold.write_class(call.project.script, name, revision, table):
         click.echo(f"wrote {path}")
 
 
@@ -113,9 +119,9 @@ def new(context: Context, name: str, revision: str, table: str) -> None:
 @_json
 @click.pass_obj
 @_command
-def list_(context: Context, as_json: bool) -> None:
+def list_(call: Call, as_json: bool) -> None:
     """List the declared backfills in the order of the revisions."""
-    document = overview.listing(context.declared, context.store)
+    document = call.collect((), lambda here, chosen: overview.listing(chosen, here.store))
     if as_json:
         _print_json(document)
         return
@@ -143,9 +149,9 @@ def list_(context: Context, as_json: bool) -> None:
 @_json
 @click.pass_obj
 @_command
-def plan(context: Context, names: tuple[str, ...], chunk_size: int | None, as_json: bool) -> None:
+def plan(call: Call, names: tuple[str, ...], chunk_size: int | None, as_json: bool) -> None:
     """Show what a run would do: SQL, the walk's own plan, warnings, time. Changes nothing."""
-    _show_plans(context, context.named(names), {"chunk_size": chunk_size}, as_json=as_json)
+    _show_plans(call.each(names), {"chunk_size": chunk_size}, as_json=as_json)
 
 
 @cli.command()
@@ -154,10 +160,10 @@ def plan(context: Context, names: tuple[str, ...], chunk_size: int | None, as_js
 @_json
 @click.pass_obj
 @_command
-def status(context: Context, names: tuple[str, ...], watch: bool, as_json: bool) -> None:
+def status(call: Call, names: tuple[str, ...], watch: bool, as_json: bool) -> None:
     """Show progress, rate, time left, failures and who holds the leases."""
     while True:
-        document = overview.status(context.named(names), context.store)
+        document = call.collect(names, lambda here, chosen: overview.status(chosen, here.store))
         if as_json:
             _print_json(document)
         else:
@@ -174,10 +180,14 @@ def status(context: Context, names: tuple[str, ...], watch: bool, as_json: bool)
 @_json
 @click.pass_obj
 @_command
-def verify(context: Context, names: tuple[str, ...], as_json: bool) -> None:
+def verify(call: Call, names: tuple[str, ...], as_json: bool) -> None:
     """Count pending rows in short reads; exit 1 if there are any."""
-    due = [one for one in context.named(names) if one.is_applied or names]
-    document = overview.verify(due, context.dialect)
+
+    def look(here: Context, chosen: list[Declared]) -> overview.Document:
+        due = [one for one in chosen if one.is_applied or names]
+        return overview.verify(due, here.dialect)
+
+    document = call.collect(names, look)
     if as_json:
         _print_json(document)
     else:
@@ -198,9 +208,9 @@ def verify(context: Context, names: tuple[str, ...], as_json: bool) -> None:
 @_json
 @click.pass_obj
 @_command
-def check(context: Context, names: tuple[str, ...], as_json: bool) -> None:
+def check(call: Call, names: tuple[str, ...], as_json: bool) -> None:
     """Exit 0 only if all due backfills are complete: for deploys and probes."""
-    document = overview.check(context.named(names), context.dialect)
+    document = call.collect(names, lambda here, chosen: overview.check(chosen, here.dialect))
     if as_json:
         _print_json(document)
     else:
@@ -219,6 +229,10 @@ def check(context: Context, names: tuple[str, ...], as_json: bool) -> None:
 @cli.command()
 @_names
 @click.option("--chunk-size", type=int, help="Rows a chunk writes at most; fixed.")
+@click.option("--target-seconds", type=float, help="How long a chunk may hold its locks.")
+@click.option("--nice", type=float, help="Seconds of rest for each second of work.")
+@click.option("--rows-per-second", type=float, help="Change no more, all workers together.")
+@click.option("--window", metavar="HOURS", help='Write only then: "22:00-06:00 Europe/Berlin".')
 @click.option("--workers", type=int, help="Threads that walk key ranges side by side.")
 @click.option("--processes", type=int, help="Processes that do so, for transforms that compute.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="ROWS", help="Change so many rows.")
@@ -230,7 +244,7 @@ def check(context: Context, names: tuple[str, ...], as_json: bool) -> None:
 @click.pass_obj
 @_command
 def run(
-    context: Context,
+    call: Call,
     names: tuple[str, ...],
     limit: int | None,
     max_seconds: float | None,
@@ -240,14 +254,13 @@ def run(
     **options: Any,
 ) -> None:
     """Run all that are due, in revision order; goes on with what was interrupted."""
-    due = _due(context, names)
+    due = _due(call, names)
     if dry_run:
-        _show_plans(context, due, options, as_json=as_json)
+        _show_plans(due, options, as_json=as_json)
         return
     from backfill.running import run_due  # here, since no other command needs all that
 
     outcomes = run_due(
-        context,
         due,
         options,
         limit=limit,
@@ -264,11 +277,11 @@ def _worst(outcomes: Sequence[Outcome]) -> int:
     return next(code for code in _WORST_FIRST if code in codes)
 
 
-def _due(context: Context, names: Sequence[str]) -> list[Declared]:
+def _due(call: Call, names: Sequence[str]) -> list[tuple[Context, Declared]]:
     due = []
-    for one in context.named(names):
+    for context, one in call.each(names):
         if one.is_applied:
-            due.append(one)
+            due.append((context, one))
         elif names:
             raise BackfillError(
                 f"Backfill {one.name!r} waits for revision {one.revision}, which is not applied."
@@ -286,9 +299,9 @@ def _due(context: Context, names: Sequence[str]) -> list[Declared]:
 @_name
 @click.pass_obj
 @_command
-def pause(context: Context, name: str) -> None:
+def pause(call: Call, name: str) -> None:
     """Stop a run; when this has returned, nothing more is written."""
-    _move(context, name, Status.PAUSED)
+    call.on(name, _move, Status.PAUSED)
     click.echo(f"{name}: paused; `backfill resume {name}`, then `backfill run` goes on")
 
 
@@ -296,9 +309,9 @@ def pause(context: Context, name: str) -> None:
 @_name
 @click.pass_obj
 @_command
-def resume(context: Context, name: str) -> None:
+def resume(call: Call, name: str) -> None:
     """Let a paused run go on with the next `backfill run`."""
-    _move(context, name, Status.PENDING)
+    call.on(name, _move, Status.PENDING)
     click.echo(f"{name}: resumed; `backfill run {name}` goes on")
 
 
@@ -306,17 +319,57 @@ def resume(context: Context, name: str) -> None:
 @_name
 @click.pass_obj
 @_command
-def cancel(context: Context, name: str) -> None:
-    """Give a run up; when this has returned, nothing more is written."""
-    _move(context, name, Status.CANCELLED)
-    click.echo(f"{name}: cancelled; rows already written stay")
+def cancel(call: Call, name: str) -> None:
+    """Give a run up, or its triggers; when this has returned, nothing more is written."""
+    call.on(name, _cancel)
 
 
-def _move(context: Context, name: str, wanted: Status) -> None:
-    (one,) = context.named([name])
+def _cancel(context: Context, one: Declared) -> None:
+    from backfill.sync import withdraw  # here, since no other command needs it
+
+    over = None
+    try:
+        _move(context, one, Status.CANCELLED)
+    except (StateError, InvalidTransition) as error:
+        over = error
+    if withdraw(one.declaration, context.dialect):
+        click.echo(f"{one.name}: its triggers are removed")
+    elif over is not None:
+        raise over
+    if over is None:
+        click.echo(f"{one.name}: cancelled; rows already written stay")
+
+
+@cli.command("set")
+@_name
+@click.argument("changes", nargs=-1, required=True, metavar="KEY=VALUE...")
+@click.pass_obj
+@_command
+def set_(call: Call, name: str, changes: tuple[str, ...]) -> None:
+    """Change size, pace or limits of an unfinished run; KEY= takes a change back.
+
+    Every runner follows within about a second, and it lasts until the run has ended.
+    """
+    for wrong in (one for one in changes if "=" not in one):
+        raise click.UsageError(f"{wrong!r} is not KEY=VALUE, as in nice=1")
+    given = dict(one.split("=", 1) for one in changes)
+    run = call.on(name, _change, given)
+    shown = ", ".join(f"{key}={value}" for key, value in run.changed.items())
+    click.echo(f"{name}: set {shown}" if shown else f"{name}: runs with its own settings again")
+
+
+def _change(context: Context, one: Declared, given: dict[str, str]) -> Run:
+    return context.store.change(_with_a_run(context, one), settings.changes(given))
+
+
+def _move(context: Context, one: Declared, wanted: Status) -> None:
+    context.store.move(_with_a_run(context, one), wanted)
+
+
+def _with_a_run(context: Context, one: Declared) -> str:
     if not context.store.exists():
-        raise StateError(f"Backfill {name!r} has no run yet; start it with `backfill run`.")
-    context.store.move(one.name, wanted)
+        raise StateError(f"Backfill {one.name!r} has no run yet; start it with `backfill run`.")
+    return one.name
 
 
 @cli.command()
@@ -325,15 +378,14 @@ def _move(context: Context, name: str, wanted: Status) -> None:
 @_json
 @click.pass_obj
 @_command
-def failures(context: Context, names: tuple[str, ...], retry: bool, as_json: bool) -> None:
+def failures(call: Call, names: tuple[str, ...], retry: bool, as_json: bool) -> None:
     """Show quarantined rows; with --retry try them again."""
-    chosen = context.named(names)
     outcomes: list[Outcome] = []
     if retry:
         from backfill.running import retry_failures  # here, since to show them needs less
 
-        outcomes = [retry_failures(context, one) for one in chosen]
-    document = overview.failures(chosen, context.store)
+        outcomes = [here.dialect.call(retry_failures, here, one) for here, one in call.each(names)]
+    document = call.collect(names, lambda here, chosen: overview.failures(chosen, here.store))
     if as_json:
         _print_json(document)
     else:
@@ -357,26 +409,24 @@ def _echo(lines: Iterable[str]) -> None:
 
 
 def _show_plans(
-    context: Context, chosen: Sequence[Declared], options: dict[str, Any], *, as_json: bool
+    chosen: Sequence[tuple[Context, Declared]], options: dict[str, Any], *, as_json: bool
 ) -> None:
     from backfill.planner import make_plan  # here, since only plans need it
 
-    plans = [
-        make_plan(context.target(one), context.settings(one, options))
-        for one in chosen
-        if one.is_applied
-    ]
+    def planned(context: Context, one: Declared) -> Plan:
+        return make_plan(context.target(one), context.settings(one, options))
+
+    plans = [here.dialect.call(planned, here, one) for here, one in chosen if one.is_applied]
     if as_json:
         _print_json([asdict(found) for found in plans])
         return
     for found in plans:
         _echo(presentation.plan(found))
-    for one in chosen:
+    for _, one in chosen:
         if not one.is_applied:
             click.echo(f"{one.name}: waits for revision {one.revision}; no plan before it")
 
 
 def main() -> None:
     """Entry point of the `backfill` command."""
-    logging.getLogger("backfill").addHandler(logging.StreamHandler())
     cli(prog_name="backfill")

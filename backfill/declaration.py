@@ -62,6 +62,8 @@ class Backfill:
     """Identity in the state tables; the class name in snake case unless given."""
     revision: ClassVar[str | None] = None
     """The Alembic revision after which this may run; inferred in a revision's own file."""
+    database: ClassVar[str | None] = None
+    """Which one, where env.py migrates several: the name of its section, or Flask's bind key."""
     table: ClassVar[Any] = None
     """Table name, `"schema.table"` included. A mapped class is taken for its name, with a
     warning."""
@@ -77,9 +79,16 @@ class Backfill:
     """Columns that `transform` needs; it always has the key."""
     writes: ClassVar[Sequence[str]] = ()
     """Columns that `transform` returns."""
+    sync: ClassVar[bool] = False
+    """Apply `values` to what the application writes too, by triggers that are installed before
+    the walk and removed by the gate or by `backfill cancel`."""
 
     chunk_size: ClassVar[int | None]
+    chunk_bytes: ClassVar[int]
     target_seconds: ClassVar[float]
+    nice: ClassVar[float]
+    rows_per_second: ClassVar[float | None]
+    window: ClassVar[str | None]
     workers: ClassVar[int]
     lock_timeout: ClassVar[float]
     statement_timeout: ClassVar[float]
@@ -88,6 +97,23 @@ class Backfill:
     retry_seconds: ClassVar[float]
     max_failures: ClassVar[int]
     max_passes: ClassVar[int]
+    max_blocked_seconds: ClassVar[float]
+    max_replica_lag: ClassVar[float]
+    replicas: ClassVar[Sequence[str]]
+    max_retained_wal: ClassVar[int]
+    max_archive_queue: ClassVar[int]
+    max_wal_rate: ClassVar[int]
+    max_active_sessions: ClassVar[int | None]
+    max_dead_rows: ClassVar[float]
+    max_snapshot_age: ClassVar[float]
+    max_history_length: ClassVar[int]
+    max_redo_fill: ClassVar[float]
+    min_free_disk: ClassVar[int]
+    throttle_file: ClassVar[str | None]
+    throttle_url: ClassVar[str | None]
+    throttle_query: ClassVar[str | None]
+    max_added_latency: ClassVar[float]
+    probe_query: ClassVar[str | None]
 
     level: ClassVar[Level]
 
@@ -122,6 +148,14 @@ class Backfill:
         """
         raise NotImplementedError
 
+    def throttle(self, connection: sa.Connection) -> float | bool | str | None:
+        """Say whether to go on, each second, from a thread and a connection of its own.
+
+        Return None, False or 0 to go on; True, or the reason as text, to wait; or a number
+        between: 0 is free, at 1 nothing is written. An error means: wait.
+        """
+        raise NotImplementedError
+
     @classmethod
     def description(cls) -> str:
         """Return the first line of the docstring."""
@@ -150,7 +184,7 @@ class Backfill:
         return hashlib.sha256("\x00".join(parts).encode()).hexdigest()[:32]
 
 
-_NOT_WRITTEN = settings.NAMES | {"name", "revision", "level"}
+_NOT_WRITTEN = settings.NAMES | {"name", "revision", "database", "level", "sync", "throttle"}
 _KNOWN = sorted({n for n in (*vars(Backfill), *Backfill.__annotations__) if not n.startswith("_")})
 
 
@@ -202,7 +236,7 @@ def _check(cls: type[Backfill]) -> None:
     for attribute in ("reads", "writes"):
         if not _are_names(getattr(cls, attribute)):
             raise _wrong(cls, f'`{attribute}` must be a list of column names, like ["first"].')
-    for attribute in ("schema", "revision"):
+    for attribute in ("schema", "revision", "database"):
         if not isinstance(getattr(cls, attribute), (str, type(None))):
             raise _wrong(cls, f"`{attribute}` must be text.")
     is_name = isinstance(cls.key, str) and cls.key
@@ -214,6 +248,14 @@ def _check(cls: type[Backfill]) -> None:
         raise _wrong(cls, "`reads` and `writes` belong to `transform`; remove them here.")
     if cls.level is Level.SET:
         _check_values(cls)
+    if not isinstance(cls.sync, bool):
+        raise _wrong(cls, "`sync` must be True or False.")
+    if cls.sync and (cls.level is not Level.SET or cls.where is None):
+        raise _wrong(
+            cls,
+            "`sync` needs `values` and `where`: its triggers apply the one to rows that match the"
+            " other. Declare both, or leave `sync` out.",
+        )
     if cls.where is not None and not _is_sql(cls.where):
         raise _wrong(
             cls,

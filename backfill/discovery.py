@@ -72,6 +72,36 @@ def named(declared: Sequence[Declared], names: Iterable[str]) -> list[Declared]:
     return [one for one in declared if not wanted or one.name in wanted]
 
 
+def in_database(
+    declared: Iterable[Declared], database: str, databases: Sequence[str]
+) -> list[Declared]:
+    """Return the backfills of one of the databases that env.py migrates.
+
+    One that names none belongs to the only one, or to Flask's default bind, which has no name.
+    Raises DeclarationError where that leaves none.
+    """
+    default = databases[0] if len(databases) == 1 else ""
+    found = []
+    for one in declared:
+        wanted = default if one.declaration.database is None else one.declaration.database
+        if wanted not in databases:
+            raise DeclarationError(_which_database(one, databases))
+        if wanted == database:
+            found.append(one)
+    return found
+
+
+def _which_database(one: Declared, databases: Sequence[str]) -> str:
+    said, known = one.declaration.database, [name for name in databases if name]
+    if not known:
+        return f"{one.path}: {one.name} names the database {said!r}, but env.py knows only one."
+    problem = "does not say which database it fills" if said is None else f"fills {said!r}"
+    return (
+        f"{one.path}: {one.name} {problem}; env.py migrates {', '.join(known)}. Name one of them:"
+        f' database = "{known[0]}".'
+    )
+
+
 def _revisions(script: ScriptDirectory) -> list[Script]:
     """Return all revisions, first ones first."""
     try:
@@ -79,7 +109,7 @@ def _revisions(script: ScriptDirectory) -> list[Script]:
     except BackfillError as error:
         raise DeclarationError(f"{_innermost_file(error, script)}: {error}") from error
     except CommandError as error:
-        raise ConfigurationError(f"Alembic cannot read {script.versions}: {error}") from error
+        raise ConfigurationError(f"Alembic cannot read {script.dir}: {error}") from error
 
 
 def _innermost_file(error: BaseException, script: ScriptDirectory) -> str:
@@ -88,7 +118,7 @@ def _innermost_file(error: BaseException, script: ScriptDirectory) -> str:
     ours = Path(__file__).parent
     return next(
         (f for f in reversed(files) if f.endswith(".py") and Path(f).parent != ours),
-        str(script.versions),
+        str(script.dir),
     )
 
 
@@ -100,8 +130,18 @@ def _in_revisions(revisions: Sequence[Script]) -> list[tuple[type[Backfill], str
     ]
 
 
+def folder_beside(script: ScriptDirectory, revision: Path) -> Path:
+    """Return where classes are looked for that run after a revision in this file."""
+    holding = [one for one in _locations(script) if revision.is_relative_to(one)]
+    return (holding[0] if holding else revision.parent).parent / FOLDER
+
+
+def _locations(script: ScriptDirectory) -> list[Path]:
+    return [Path(location).resolve() for location in script._version_locations]
+
+
 def _in_folders(script: ScriptDirectory) -> list[tuple[type[Backfill], str | None, Path]]:
-    folders = {Path(location).parent / FOLDER for location in script._version_locations}
+    folders = {location.parent / FOLDER for location in _locations(script)}
     return [
         (declaration, None, path)
         for folder in sorted(folders)
@@ -166,7 +206,7 @@ def _resolved(script: ScriptDirectory, wanted: Any, declaration: type[Backfill],
     if found is None:
         raise DeclarationError(
             f"{path}: {declaration.__name__} names the revision {wanted!r}, which is not in"
-            f" {script.versions}. Known heads: {', '.join(script.get_heads()) or 'none'}."
+            f" {script.dir}. Known heads: {', '.join(script.get_heads()) or 'none'}."
         )
     return found.revision
 

@@ -17,6 +17,7 @@ BackfillError                 what happened, to which object, what to do next
 │  └─ LeaseLost               our claim was replaced; nothing of ours may commit
 └─ Retryable
    ├─ CommitUnknown           the connection failed in COMMIT: claim again, then look
+   ├─ TableBusy               a lock for the triggers of `sync` was not to be had
    └─ RowsKeptChanging        the application rewrote the chunk's rows while we computed
 """
 
@@ -141,6 +142,18 @@ class Retryable(BackfillError):
 
 class CommitUnknown(Retryable):
     """COMMIT gave no answer; only a new claim of the lease can tell what happened."""
+
+
+class TableBusy(Retryable):
+    """The table's lock was not to be had, so its triggers are as they were."""
+
+    def __init__(self, table: str) -> None:
+        self.table = table
+        super().__init__(
+            f"Table {table!r} is in use by a transaction that does not end, and its triggers need a"
+            " lock on all of it; the application is not made to wait for that. End that"
+            " transaction, or try again later."
+        )
 
 
 class RowsKeptChanging(Retryable):

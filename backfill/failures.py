@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import DBAPIError
 
+from backfill.errors import TableBusy
+
 if TYPE_CHECKING:
     from backfill.dialects import Dialect
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 def describe(error: BaseException, dialect: Dialect) -> str:
     """Return one line on an error: kind, code and names of the database's, or class and place
     of Python's. Its own text is left out, since it often carries values."""
+    if isinstance(error, TableBusy):
+        return str(error)
     if isinstance(error, DBAPIError):
         names = dialect.error_objects(error)
         kind = f"{dialect.error_kind(error).value} ({dialect.error_code(error)})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from alembic import util
@@ -23,8 +24,13 @@ from backfill.proof import incomplete_reason
 from backfill.targets import bind
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from alembic.autogenerate.api import AutogenContext
     from alembic.runtime.migration import MigrationContext
+    from sqlalchemy import Connection
+
+    from backfill.declaration import Backfill
 
 # -- the gate ----------------------------------------------------------------------------
 
@@ -48,30 +54,47 @@ class RequireBackfill(MigrateOperation):
 
 @Operations.implementation_for(RequireBackfill)
 def _require_backfill(operations: Operations, operation: RequireBackfill) -> None:
-    context = operations.migration_context
+    context, name = operations.migration_context, operation.name
     if context.as_sql:
         context.impl.static_output(
-            f"-- requires that backfill {operation.name!r} is complete: `backfill verify"
-            f" {operation.name}`"
+            f"-- requires that backfill {name!r} is complete: `backfill verify {name}`"
+            f"{_OFFLINE.format(name=name)}"
         )
         return
-    reason = _why_not(context, operation.name)
+    with _told_by_alembic(context):
+        reason = _why_not(context, name)
     if reason is not None:
         _keep_earlier_revisions(context)
         raise CommandError(
-            f"Backfill {operation.name!r} is not complete: {reason}."
-            f" Run `backfill run {operation.name}`, then upgrade again."
+            f"Backfill {name!r} is not complete: {reason}."
+            f" Run `backfill run {name}`, then upgrade again."
         )
+    _stop_sync(context, name)
 
 
 def _why_not(context: MigrationContext, name: str) -> str | None:
+    connection = _connection(context)
+    target = bind(_declaration(context, name), dialect_for(connection.engine), connection)
+    return incomplete_reason(connection, target)
+
+
+def _declaration(context: MigrationContext, name: str) -> type[Backfill]:
     environment = context.environment_context
-    connection = context.connection
-    assert environment is not None and connection is not None
+    assert environment is not None
+    (declared,) = named(discover(environment.script, frozenset()), [name])
+    return declared.declaration
+
+
+def _connection(context: MigrationContext) -> Connection:
+    assert context.connection is not None
+    return context.connection
+
+
+@contextmanager
+def _told_by_alembic(context: MigrationContext) -> Iterator[None]:
+    """Turn our errors into Alembic's, which it shows in one line."""
     try:
-        (declared,) = named(discover(environment.script, frozenset()), [name])
-        target = bind(declared.declaration, dialect_for(connection.engine), connection)
-        return incomplete_reason(connection, target)
+        yield
     except BackfillError as error:
         _keep_earlier_revisions(context)
         raise CommandError(str(error)) from error
@@ -86,6 +109,46 @@ def _keep_earlier_revisions(context: MigrationContext) -> None:
     if context._transaction is not None and not context._in_external_transaction:
         with context.autocommit_block():
             pass
+
+
+# -- the end of `sync` ---------------------------------------------------------------------
+
+
+@Operations.register_operation("stop_backfill_sync")
+class StopBackfillSync(MigrateOperation):
+    """`op.stop_backfill_sync("name")`, first in a downgrade that drops the columns."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @classmethod
+    def stop_backfill_sync(cls, operations: Operations, name: str) -> None:
+        """Remove the triggers of the backfill `name`, if there are any.
+
+        SQLite drops no column that they write before that; elsewhere they would be left, and do
+        nothing. Raises alembic's CommandError where the table's lock is not to be had.
+        """
+        operations.invoke(cls(name))
+
+
+@Operations.implementation_for(StopBackfillSync)
+def _stop_backfill_sync(operations: Operations, operation: StopBackfillSync) -> None:
+    context = operations.migration_context
+    if context.as_sql:
+        context.impl.static_output(f"--{_OFFLINE.format(name=operation.name)[1:]}")
+        return
+    _stop_sync(context, operation.name)
+
+
+def _stop_sync(context: MigrationContext, name: str) -> None:
+    from backfill import sync  # here, since `import backfill` stands in every revision
+
+    connection = _connection(context)
+    with _told_by_alembic(context):
+        sync.remove(_declaration(context, name), dialect_for(connection.engine), connection)
+
+
+_OFFLINE = "; triggers of `sync` are not removed by this script: `backfill cancel {name}`"
 
 
 @renderers.dispatch_for(RequireBackfill)

@@ -10,7 +10,7 @@ import json
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from backfill import keys, owners
+from backfill import keys, owners, sync
 from backfill.dialects import Limits
 from backfill.errors import BackfillError
 from backfill.proof import count_pending, incomplete_reason
@@ -150,9 +150,17 @@ def _progress(one: Declared, store: Store, run: Run | None) -> dict[str, Any]:
         "seconds_left": left,
         "failures": quarantined,
         "throttled": next((r.throttled for r in ranges if r.throttled), None),
+        "set": dict(run.changed) if run is not None else {},
+        "sync": _is_in_sync(one, store),
         "error": run.error if run is not None else None,
         "ranges": [_range(found) for found in ranges],
     }
+
+
+def _is_in_sync(one: Declared, store: Store) -> bool:
+    """Whether triggers keep up with new writes; they may outlive the run, and even `sync`."""
+    with store.transaction(write=False) as connection:
+        return sync.is_installed(one.declaration, store.dialect, connection)
 
 
 def _is_worked_on(found: KeyRange) -> bool:

@@ -113,7 +113,10 @@ class PageReader:
         version = target.dialect.row_version(target.table) if reads_rows else None
         self.columns = values if version is None else [*values, version]
         self._copied = {i for i, c in enumerate(values) if not isinstance(c.type, _IMMUTABLE)}
-        self.is_plain = not self._copied
+        self.loose = [i for i, c in enumerate(values) if not target.dialect.is_typed(c.type)]
+        """Where a value may become an equal one of another type: 1 and 1.0."""
+        self._compared_as_text = self._copied.union(self.loose)
+        self.is_plain = not self._compared_as_text
         """Rows that are equal for Python are the same: no documents, in which 1 equals true."""
         self._new_row = partial(tuple.__new__, row_type([column.name for column in reads]))
         self._converts: list[tuple[int, Convert]] | None = None
@@ -171,7 +174,7 @@ class PageReader:
             return True
         return all(
             repr(before[i]) == repr(now[i])
-            if i in self._copied
+            if i in self._compared_as_text
             else before[i] == now[i] or (before[i] != before[i] and now[i] != now[i])
             for i in range(self._end)
         )

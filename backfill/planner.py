@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from backfill import aftercare, sync
 from backfill.chunks import Chunk, Walk, last_key, pending_condition
 from backfill.dialects import Limits
 from backfill.errors import BackfillError
@@ -48,6 +49,8 @@ class Plan:
     chunk_rows: int = 0
     chunk_seconds: float = 0.0
     seconds_estimated: float | None = None
+    sync: list[str] = field(default_factory=list)
+    """The DDL that installs the triggers of `sync`."""
     warnings: list[str] = field(default_factory=list)
 
 
@@ -80,6 +83,7 @@ class _Planner:
                 share = self._pending_share(connection, points)
                 lines, ranged = self._walk_plan(connection, points)
                 self._warn(connection, rows, share, ranged)
+                triggers = self._triggers(connection)
             chunk_rows, seconds = self._first_chunk(connection)
         return Plan(
             name=target.declaration.name,
@@ -95,6 +99,7 @@ class _Planner:
             chunk_rows=chunk_rows,
             chunk_seconds=round(seconds, 6),
             seconds_estimated=_forecast(rows, share, chunk_rows, seconds),
+            sync=triggers,
             warnings=self.warnings,
         )
 
@@ -144,11 +149,7 @@ class _Planner:
                 f"the walk over {', '.join(target.key.names)} is not an index range (see its plan):"
                 " each chunk would read far. Add an index on the key, or name another `key`."
             )
-        for column, index in self._indexed(connection):
-            self.warnings.append(
-                f"{column!r} is indexed by {index!r}, which makes each row much dearer to write;"
-                " where you can, create the index after the backfill."
-            )
+        self.warnings += aftercare.index_advice(target, connection)
         slow = self.dialect.slow_columns(target) if target.computes else []
         for name in slow:
             self.warnings.append(
@@ -167,15 +168,11 @@ class _Planner:
                 " would spare that, if it is run often."
             )
 
-    def _indexed(self, connection: sa.Connection) -> list[tuple[str, str]]:
-        table = self.target.table
-        indexes = sa.inspect(connection).get_indexes(table.name, table.schema)
-        return [
-            (column, str(index["name"]))
-            for column in self.target.written
-            for index in indexes
-            if column in index["column_names"]
-        ]
+    def _triggers(self, connection: sa.Connection) -> list[str]:
+        if not self.target.declaration.sync:
+            return []
+        self.warnings += sync.advice(self.target, connection)
+        return sync.ddl(self.target, connection)
 
     def _size(self) -> int:
         return self.settings.chunk_size or FIRST
@@ -194,13 +191,11 @@ class _Planner:
                 chunk = walk.next(connection, START, upper, self._size(), seconds=0.2)
             started = time.perf_counter()
             writer.compute(chunk, lambda: None)
-            with (
-                suppress(_RollBack),
-                self.dialect.transaction(connection, self.limits),
-                _collecting(connection, self.shown),
-            ):
-                written = writer.write(connection, chunk)
+            with suppress(_RollBack), self.dialect.transaction(connection, self.limits):
+                with _collecting(connection, self.shown):
+                    written = writer.write(connection, chunk)
                 done.append((self._rows(chunk, written), time.perf_counter() - started))
+                self.warnings += aftercare.advice(target, connection)
                 raise _RollBack
         except BackfillError:
             raise

@@ -37,7 +37,11 @@ def _status_lines(row: dict[str, Any]) -> Iterator[str]:
         tail = f", about {duration(left)} left" if left is not None else ""
         yield f"{row['rows_per_second']:,.0f} rows/s{tail}"
     if row["throttled"]:
-        yield f"waits: {row['throttled']}"
+        yield str(row["throttled"])
+    if row["set"]:
+        yield f"set: {', '.join(f'{name}={value}' for name, value in row['set'].items())}"
+    if row["sync"]:
+        yield f"triggers keep up with new writes, until the gate or `backfill cancel {row['name']}`"
     if row["failures"] and not row["error"]:
         yield f"{row['failures']:,} rows quarantined: see `backfill failures {row['name']}`"
     if row["error"]:
@@ -57,6 +61,9 @@ def plan(found: Plan) -> Iterator[str]:
         yield f"  pending    {found.pending_share:.1%} of the rows sampled"
     for statement in found.statements:
         yield f"  SQL        {statement}"
+    for statement in found.sync:
+        for line in statement.split("\n"):
+            yield f"  trigger    {line}"
     for line in found.walk_plan:
         yield f"  walk plan  {line}"
     if found.chunk_rows:

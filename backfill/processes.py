@@ -11,6 +11,7 @@ import gc
 import multiprocessing
 import os
 import signal
+from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from threading import Thread
@@ -18,27 +19,33 @@ from typing import TYPE_CHECKING
 
 from backfill import retries
 from backfill.budget import Budget, Stopped
+from backfill.collector import throttled
 from backfill.dialects import Limits, dialect_for
 from backfill.discovery import discover, named
 from backfill.errors import BackfillError, ConfigurationError, LeaseLost, WorkerFailed
 from backfill.failures import describe
 from backfill.overview import looking_at
-from backfill.project import Origin, load
+from backfill.pacing import OF_THE_RUN, Pace, gist
+from backfill.project import load_all
 from backfill.runs import Status
 from backfill.store import Store
-from backfill.workers import Worker, work_in_threads
+from backfill.threads import work_in_threads
+from backfill.workers import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
     from multiprocessing.process import BaseProcess
     from multiprocessing.queues import Queue, SimpleQueue
 
     from backfill.budget import Shared
+    from backfill.configuration import Origin
     from backfill.dialects import Dialect
     from backfill.discovery import Declared
     from backfill.reporters import Event, Reporter
     from backfill.runs import Run
     from backfill.settings import Settings
+    from backfill.throttles import Throttle
 
 _LOOK_SECONDS = 0.1
 _DIED = "a worker process died (exit code {code}); what it committed stays: run again to go on"
@@ -100,8 +107,13 @@ def work_in_processes(
 
 
 def _listen(events: Queue[Event | None], report: Reporter) -> None:
+    """Pass events on; what all processes say of the run is told once."""
+    told: dict[str, str] = {}
     while (event := events.get()) is not None:
-        report(event)
+        said = gist(event.text) if event.what == "throttled" else event.text
+        if event.what not in OF_THE_RUN or told.get(event.what) != said:
+            report(event)
+        told[event.what] = said
 
 
 def _wait(processes: Sequence[BaseProcess], budget: Budget, shared: Shared) -> None:
@@ -139,7 +151,8 @@ def _work(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command hears it, and tells us
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     Thread(target=_die_with_the_command, daemon=True).start()
-    ends.put(_ended(task, Budget(shared=shared), events))
+    with ExitStack() as stack:
+        ends.put(_ended(task, Budget(shared=shared), events, stack))
 
 
 def _die_with_the_command() -> None:
@@ -150,11 +163,10 @@ def _die_with_the_command() -> None:
     os._exit(1)
 
 
-def _ended(task: _Task, budget: Budget, events: Queue[Event | None]) -> _End:
+def _ended(task: _Task, budget: Budget, events: Queue[Event | None], stack: ExitStack) -> _End:
     dialect = None
     try:
-        origin = task.origin
-        project = load(origin.config_file, url=origin.url, x=origin.x, section=origin.section)
+        (project,) = load_all(task.origin, stack)
         dialect = dialect_for(project.engine)
         (one,) = named(discover(project.script, project.applied), [task.run.name])
         gc.freeze()
@@ -175,12 +187,17 @@ def _walk(
     with looking_at(one.declaration, dialect) as (_, target, _):
         store = Store(dialect)
 
-    def new_worker() -> Worker:
-        how, run = task.settings, task.run
-        return Worker(target, store, run, how, task.limits, budget, events.put, waits=False)
+    run, how = task.run, task.settings
 
-    with store.kept_open():
-        work_in_threads(new_worker, task.settings.workers, budget)
+    def watch(settings: Settings) -> AbstractContextManager[Throttle]:
+        return throttled(target, store, run, settings, events.put)
+
+    with store.kept_open(), Pace(store, run, how, events.put, watch) as pace:
+
+        def new_worker() -> Worker:
+            return Worker(target, store, run, pace, task.limits, budget, events.put, waits=False)
+
+        work_in_threads(new_worker, how.workers, budget)
 
 
 def _failed(error: Exception, dialect: Dialect | None) -> _End:

@@ -7,45 +7,41 @@ are those that `alembic upgrade` would use.
 from __future__ import annotations
 
 import logging
-from argparse import Namespace
-from dataclasses import dataclass
+import traceback
+from configparser import Error as ParserError
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from alembic.config import Config
 from alembic.runtime.environment import EnvironmentContext
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
 from backfill import settings
-from backfill.dialects import free_of_event_loops
+from backfill.configuration import Origin, configuration
+from backfill.dialects import dialect_for, free_of_event_loops, keep_place, outside_of_loops
 from backfill.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where the project is: what the command line said of it."""
-
-    config_file: str | None = None
-    url: str | None = None
-    section: str = "alembic"
-    x: Sequence[str] = ()
+    from alembic.config import Config
 
 
 @dataclass(frozen=True, slots=True)
 class Project:
-    """An Alembic project and the database that it migrates."""
+    """An Alembic project and one of the databases that it migrates, mostly the only one."""
 
     config: Config
     script: ScriptDirectory
     engine: sa.Engine
     heads: tuple[str, ...]
     """The revisions that the database stands at."""
+    database: str = ""
+    """What env.py calls it, where it migrates several."""
 
     @property
     def applied(self) -> frozenset[str]:
@@ -56,7 +52,7 @@ class Project:
             revisions = list(self.script.iterate_revisions(self.heads, "base"))
         except CommandError as error:
             raise ConfigurationError(
-                f"The database stands at {', '.join(self.heads)}, which {self.script.versions} does"
+                f"The database stands at {', '.join(self.heads)}, which {self.script.dir} does"
                 f" not know: {error}. Is this the code that was deployed?"
             ) from error
         return frozenset(revision.revision for revision in revisions)
@@ -64,10 +60,10 @@ class Project:
     @property
     def settings_layer(self) -> dict[str, Any]:
         """Return the settings of `[tool.backfill]` and, over them, of `[backfill]`."""
-        found = settings.from_pyproject(Path("pyproject.toml"))
-        if self.config.config_file_name is not None:
-            found |= self.config.get_section("backfill", {}) or {}
-            found.pop("here", None)
+        toml = getattr(self.config, "toml_file_name", None) or "pyproject.toml"
+        found = settings.from_pyproject(Path(toml))
+        found |= self.config.get_section("backfill", {}) or {}
+        found.pop("here", None)
         return found
 
 
@@ -78,77 +74,134 @@ def load(
     x: Sequence[str] = (),
     section: str = "alembic",
 ) -> Project:
-    """Find the project and look at its database.
+    """Find a project, and look at its only database.
 
-    `config_file` is Alembic's, by default `$ALEMBIC_CONFIG` or `alembic.ini` here; `url`
-    overrides the one in it; `x` are arguments for env.py, as `alembic -x` takes them.
+    `config_file` is Alembic's, by default `$ALEMBIC_CONFIG` or what is here; `url` overrides the
+    one in it; `x` are arguments for env.py, as `alembic -x` takes them.
+    Raises ConfigurationError if there is no project, or env.py fails or migrates several.
+    """
+    origin = Origin((config_file,) if config_file else (), url, section, x)
+    with ExitStack() as stack:
+        projects = load_all(origin, stack)
+    if len(projects) > 1:
+        names = ", ".join(repr(one.database) for one in projects)
+        raise ConfigurationError(f"{projects[0].script.dir} has several databases: {names}.")
+    return projects[0]
+
+
+def load_all(origin: Origin, stack: ExitStack) -> list[Project]:
+    """Find the project and look at its databases: several where env.py migrates several.
+
+    If the origin names a database it is the only one. The project, if it stands in a Flask
+    application, can be used until the stack is closed.
     Raises ConfigurationError if there is no project, or env.py fails.
     """
-    config = _config(config_file, section, x)
-    if url is not None:
-        config.set_main_option("sqlalchemy.url", url.replace("%", "%%"))
+    config = configuration(origin, stack)
+    if origin.url is not None:
+        config.set_main_option("sqlalchemy.url", origin.url.replace("%", "%%"))
     try:
         script = ScriptDirectory.from_config(config)
     except CommandError as error:
         raise ConfigurationError(f"{config.config_file_name}: {error}") from error
-    context = _run_env(config, script)
-    engine = context.connection.engine if context.connection is not None else None
-    if engine is None:
-        raise ConfigurationError(f"{script.env_py_location} gave Alembic no connection.")
-    if url is not None and engine.url != sa.make_url(url):
-        return _elsewhere(config, script, context, url)
-    return Project(config, script, free_of_event_loops(engine), context.heads)
-
-
-@dataclass(slots=True)
-class _Captured:
-    connection: sa.Connection | None = None
-    heads: tuple[str, ...] = ()
-    version_table: str = "alembic_version"
-    version_table_schema: str | None = None
-
-
-def _config(config_file: str | None, section: str, x: Sequence[str]) -> Config:
-    path = Path(config_file or settings.config_path() or "alembic.ini")
-    if not path.is_file():
+    databases = _run_env(config, script)
+    if origin.database is not None:
+        databases = [one for one in databases if one.name == origin.database]
+    if origin.url is None:
+        return [Project(config, script, one.engine, one.heads, one.name) for one in databases]
+    if len(databases) > 1:
         raise ConfigurationError(
-            f"There is no {path} here. Go to the folder of your Alembic project, or name its"
-            " configuration: `backfill -c path/to/alembic.ini …`."
+            f"{script.env_py_location} migrates several databases, so that one `--url` will not"
+            " do; configure them as Alembic has them, and leave `--url` out."
         )
-    return Config(str(path), ini_section=section, cmd_opts=Namespace(x=list(x) or None))
+    (one,) = databases
+    if one.engine.url == sa.make_url(origin.url):
+        return [Project(config, script, one.engine, one.heads)]
+    return [_elsewhere(config, script, one, origin.url)]
 
 
-def _run_env(config: Config, script: ScriptDirectory) -> _Captured:
+@dataclass(frozen=True, slots=True)
+class _Database:
+    """What a call of `context.run_migrations` would have migrated."""
+
+    name: str
+    engine: sa.Engine
+    heads: tuple[str, ...]
+    version_table: str
+    version_table_schema: str | None
+
+    @classmethod
+    def of(cls, context: MigrationContext, connection: sa.Connection) -> _Database:
+        return cls(
+            # As the templates for several databases have it: "engine1_upgrades".
+            context.opts.get("upgrade_token", "").removesuffix("upgrades").removesuffix("_"),
+            keep_place(connection),
+            tuple(context.get_current_heads()),
+            context.version_table,
+            context.version_table_schema,
+        )
+
+
+def _run_env(config: Config, script: ScriptDirectory) -> list[_Database]:
     """Run env.py without migrating, and without letting it set up logging for us."""
-    captured = _Captured()
+    found: list[_Database] = []
 
     def look(heads: Any, context: MigrationContext) -> list[Any]:
-        captured.connection = context.connection
-        captured.heads = tuple(context.get_current_heads())
-        captured.version_table = context.version_table
-        captured.version_table_schema = context.version_table_schema
+        if context.connection is not None:
+            found.append(_Database.of(context, context.connection))
         return []
 
+    try:
+        with _kept_logging(), EnvironmentContext(config, script, fn=look, dont_mutate=True):
+            outside_of_loops(script.run_env)
+    except Exception as error:
+        raise ConfigurationError(
+            f"{script.env_py_location} could not be run: {_described(error, config)}"
+        ) from error
+    if not found:
+        raise ConfigurationError(f"{script.env_py_location} gave Alembic no connection.")
+    names = [one.name for one in found]
+    if len(set(names)) < len(names):
+        raise ConfigurationError(
+            f"{script.env_py_location} migrates {len(names)} times, and does not say by an"
+            " `upgrade_token` what. Let it migrate one database or schema alone, such as by"
+            " `backfill -x tenant=NAME …`."
+        )
+    return [replace(one, engine=_let_go(one.engine)) for one in found]
+
+
+def _let_go(engine: sa.Engine) -> sa.Engine:
+    """Close what env.py left in the pool: an advisory lock would be held as long as we run."""
+    if isinstance(engine.pool, sa.QueuePool) and not engine.dialect.is_async:
+        engine.dispose()
+    return free_of_event_loops(engine)
+
+
+@contextmanager
+def _kept_logging() -> Iterator[None]:
+    """env.py's fileConfig disables every logger that exists already, ours and the user's."""
+    known = logging.root.manager.loggerDict.values()
+    loggers = [one for one in known if isinstance(one, logging.Logger) and not one.disabled]
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # Alembic's "Context impl …" is for its own commands
     try:
-        with EnvironmentContext(config, script, fn=look, dont_mutate=True):
-            script.run_env()
-    except (CommandError, ImportError, sa.exc.SQLAlchemyError) as error:
-        raise ConfigurationError(
-            f"{script.env_py_location} could not be run: {_scrubbed(error, config)}"
-        ) from error
+        yield
     finally:
         logging.disable(before)
-        _enable_our_loggers()
-    return captured
-
-
-def _enable_our_loggers() -> None:
-    """env.py's fileConfig disables every logger that exists already."""
-    for name, logger in logging.root.manager.loggerDict.items():
-        if isinstance(logger, logging.Logger) and name.split(".")[0] == "backfill":
+        for logger in loggers:
             logger.disabled = False
+
+
+def _described(error: Exception, config: Config) -> str:
+    """Return what an error says, and where in the file it was raised if it is the user's own."""
+    text = _scrubbed(error, config)
+    if isinstance(error, (CommandError, ImportError, sa.exc.SQLAlchemyError)):
+        return text
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).name == "env.py"
+    ]
+    return f"{type(error).__name__}: {text}" + (f" (line {lines[-1]})" if lines else "")
 
 
 def _scrubbed(error: Exception, config: Config) -> str:
@@ -156,24 +209,26 @@ def _scrubbed(error: Exception, config: Config) -> str:
     text = " ".join(str(getattr(error, "orig", None) or error).split())
     try:
         password = sa.make_url(config.get_main_option("sqlalchemy.url") or "").password
-    except (sa.exc.ArgumentError, ValueError):
+    except (sa.exc.ArgumentError, ValueError, CommandError, ParserError):
         return text
     return text.replace(str(password), "***") if password else text
 
 
-def _elsewhere(config: Config, script: ScriptDirectory, captured: _Captured, url: str) -> Project:
+def _elsewhere(config: Config, script: ScriptDirectory, instead: _Database, url: str) -> Project:
     """Look at the database of `--url`, where env.py takes its own from somewhere else."""
-    try:
-        engine = sa.create_engine(url, poolclass=sa.pool.NullPool)
+    options = {
+        "version_table": instead.version_table,
+        "version_table_schema": instead.version_table_schema,
+    }
+
+    def heads() -> tuple[str, ...]:
         with engine.connect() as connection:
-            context = MigrationContext.configure(
-                connection,
-                opts={
-                    "version_table": captured.version_table,
-                    "version_table_schema": captured.version_table_schema,
-                },
-            )
-            return Project(config, script, engine, tuple(context.get_current_heads()))
+            context = MigrationContext.configure(connection, opts=options)
+            return tuple(context.get_current_heads())
+
+    try:
+        engine = free_of_event_loops(sa.create_engine(url, poolclass=sa.pool.NullPool))
+        return Project(config, script, engine, dialect_for(engine).call(heads))
     except (ImportError, sa.exc.SQLAlchemyError) as error:
         shown = sa.make_url(url).render_as_string(hide_password=True)
         text = f"{shown} cannot be reached: {_scrubbed(error, config)}"

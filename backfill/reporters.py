@@ -24,8 +24,11 @@ class Event:
     """Something that happened: `what` it was, to which backfill, and numbers on it.
 
     `started`: rows_estimated, rows_scanned, ranges. `chunk`: range, scanned, changed, seconds,
-    size. `retry`, `waiting`, `quarantined`, `swept`, `message`: text. `stopped`, `finished`:
-    status, rows_scanned, rows_changed, failures, text.
+    size. `throttled`: reason, text; null and another text when it goes on at its full pace.
+    `changed`: text, and each setting that `backfill set` changed. `retry`, `waiting`,
+    `quarantined`, `swept`, `message`: text. `aftercare`: text, and where they are known seconds,
+    or updates, hot, dead_rows. `stopped`, `finished`: status, rows_scanned,
+    rows_changed, failures, text.
     """
 
     what: str
@@ -107,6 +110,8 @@ class TerminalReporter:
         self._lock = Lock()
         self._bars: dict[int, tqdm[Any]] = {}
         self._totals: dict[str, float] = {}
+        self._slow = ""
+        """Why the run waits, or goes slowly."""
 
     def __call__(self, event: Event) -> None:
         with self._lock:
@@ -119,6 +124,10 @@ class TerminalReporter:
                 for bar in self._bars.values():
                     bar.set_postfix_str(event.text)
                 return
+            if event.what == "throttled":
+                self._slow = event.numbers["reason"] or ""
+                for bar in self._bars.values():
+                    bar.set_postfix_str(self._slow)
             if event.what in ("stopped", "finished", "swept"):
                 self._close_bars()
             if event.text:
@@ -140,7 +149,8 @@ class TerminalReporter:
                 dynamic_ncols=True,
                 leave=False,
             )
-        bar.set_postfix_str(f"chunk {event.numbers['size']:,}", refresh=False)
+        chunk = f"chunk {event.numbers['size']:,}"
+        bar.set_postfix_str(f"{chunk}, {self._slow}" if self._slow else chunk, refresh=False)
         bar.update(event.numbers["scanned"])
         if event.numbers["is_last"]:
             bar.close()

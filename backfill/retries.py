@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import tenacity
 
 from backfill.dialects import ErrorKind
-from backfill.errors import CommitUnknown, RowsKeptChanging
+from backfill.errors import CommitUnknown, RowsKeptChanging, TableBusy
 from backfill.runs import Status
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def policy_for(
     """Return what to do about an error; None: do not try again."""
     if isinstance(error, CommitUnknown):
         return POLICIES[ErrorKind.SESSION_LOST]
-    if isinstance(error, RowsKeptChanging):
+    if isinstance(error, (RowsKeptChanging, TableBusy)):
         return POLICIES[ErrorKind.CONFLICT]
     return POLICIES.get(kind_of(error))
 

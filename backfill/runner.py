@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import gc
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from backfill import owners, retries
+from backfill import owners, retries, sync
+from backfill.aftercare import AfterCare
 from backfill.budget import Stopped
+from backfill.collector import throttled
 from backfill.dialects import Limits
+from backfill.dialects.triggers import label_of
 from backfill.errors import (
     BackfillError,
     DeclarationChanged,
@@ -25,25 +27,29 @@ from backfill.errors import (
     WorkerFailed,
 )
 from backfill.failures import describe
+from backfill.pacing import Pace
 from backfill.processes import work_in_processes
 from backfill.proof import any_pending, incomplete_reason
 from backfill.ranges import cut_range, cut_table, is_free
 from backfill.reporters import Event
 from backfill.runs import NewRun, Outcome, Result, Run, Status
+from backfill.threads import work_in_threads
 from backfill.trail import Trail
-from backfill.workers import Worker, work_in_threads
+from backfill.workers import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     import sqlalchemy as sa
 
     from backfill.budget import Budget
-    from backfill.project import Origin
+    from backfill.configuration import Origin
     from backfill.reporters import Reporter
     from backfill.settings import Settings
     from backfill.store import Store
     from backfill.targets import Target
+    from backfill.throttles import Throttle
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -75,13 +81,18 @@ class Runner:
         self.trail = Trail()
         self._changed: list[int] = []
         """Rows changed by each pass that this command has seen to its end."""
-        label, by_index = f"backfill: {self.name}", not target.key.is_single
+        label, by_index = label_of(self.name), not target.key.is_single
         self.limits = Limits.of(settings, label, by_index=by_index)
+        self._care = AfterCare(target, self.limits, settings, report, budget.stop.wait)
 
     def run(self, *, accept_change: bool = False) -> Result:
         """Walk, sweep and prove, until no row is pending or somebody stops us."""
         with self.store.kept_open(), _little_garbage():
-            return self._run(accept_change=accept_change)
+            try:
+                return self._run(accept_change=accept_change)
+            except Stopped as stopped:  # while there was no run to work on yet
+                text = f"stopped: {self.budget.reason or stopped}"
+                return Result(Outcome.STOPPED, f"{text}; `backfill run {self.name}` goes on")
 
     def _run(self, *, accept_change: bool) -> Result:
         self._patiently(self.store.ensure)
@@ -91,13 +102,17 @@ class Runner:
         if run.status is Status.PAUSED:
             return Result(Outcome.STOPPED, f"is paused; `backfill resume {self.name}` first")
         try:
-            self.budget.begin(failures=self._patiently(self.store.totals, run)[1])
-            while True:
-                self.walk_pass(run)
-                self._patiently(self._resume_running, run)
-                if self._patiently(self.is_proved, run):
-                    return self._patiently(self.finish, run)
-                run = self._patiently(self.next_pass, run)
+            changed, failures = self._patiently(self.store.totals, run)
+            self.budget.begin(failures=failures)
+            self._care.begin(run.rows_estimated, changed)
+            with self._paced(run) as pace:
+                while True:
+                    self.walk_pass(run, pace)
+                    self._patiently(self._resume_running, run)
+                    if self._patiently(self.is_proved, run):
+                        return self._patiently(self.finish, run)
+                    self._patiently(pace.look)
+                    run = self._patiently(self.next_pass, run, pace.settings.max_passes)
         except Stopped as stopped:
             return self._stopped(run, str(stopped))
         except (LeaseLost, InvalidTransition):
@@ -112,6 +127,15 @@ class Runner:
             text = describe(error, self.target.dialect)
             return self._failed(run, self._status_after(error), text)
 
+    def _paced(self, run: Run) -> Pace:
+        """Return the pace of this command. Where processes do the work, each has its signals."""
+
+        def watch(how: Settings) -> AbstractContextManager[Throttle]:
+            return throttled(self.target, self.store, run, how, self.report)
+
+        is_here = self.settings.processes == 1
+        return Pace(self.store, run, self.settings, self.report, watch if is_here else None)
+
     # -- opening -----------------------------------------------------------------------
 
     def open(self, *, accept_change: bool) -> Run | None:
@@ -125,11 +149,13 @@ class Runner:
                 raise DeclarationChanged(self.name)
             if run.fingerprint != fingerprint:
                 self.store.accept(run, fingerprint)
+            self._keep_up()
             self._share(run)
             self._say_started(run)
             return run
         if run is not None and run.status is Status.SUCCEEDED and self.is_complete():
             return None
+        self._keep_up()
         run = self.create(fingerprint, number=run.number + 1 if run is not None else 1)
         self._say_started(run)
         return run
@@ -141,6 +167,29 @@ class Runner:
                 connection, self.target, reading=lambda: self._reading(connection)
             )
         return reason is None
+
+    def _keep_up(self) -> None:
+        """Install the triggers of `sync` before the bound is taken: what is written later, or by
+        a transaction that is open now, has met them, since their lock waits for such transactions.
+
+        Where nothing is pending none are made: the gate may be passed, and would not remove them.
+        """
+        dialect, target = self.target.dialect, self.target
+        if not target.declaration.sync:
+            return
+        with dialect.open(self.limits) as connection:
+            with self._reading(connection):
+                is_there = sync.is_installed(target.declaration, dialect, connection)
+            if not is_there and not any_pending(
+                connection, target, reading=lambda: self._reading(connection)
+            ):
+                return
+            with dialect.transaction(connection, self.limits):
+                is_new = sync.install(target, connection)
+        if is_new:
+            self._say(
+                "sync", f"triggers keep up with new writes, until the gate or `cancel {self.name}`"
+            )
 
     def create(self, fingerprint: str, *, number: int) -> Run:
         """Record a new run: its upper bound is the highest key of this moment."""
@@ -154,7 +203,7 @@ class Runner:
             number=number,
             revision=declaration.revision or "",
             fingerprint=fingerprint,
-            settings=asdict(self.settings),
+            settings=self.settings.recorded(),
             rows_estimated=estimate,
             horizon=horizon,
         )
@@ -175,22 +224,24 @@ class Runner:
 
     # -- walking -----------------------------------------------------------------------
 
-    def walk_pass(self, run: Run) -> None:
+    def walk_pass(self, run: Run, pace: Pace) -> None:
         """Let the workers walk every range of the pass. Raises Stopped, LeaseLost, LeaseHeld."""
         how = self.settings
         self.trail = Trail()
         if how.processes > 1:
             work_in_processes(self.origin, run, how, self.limits, self.budget, self.report)
         else:
-            work_in_threads(lambda: self._patiently(self._worker, run), how.workers, self.budget)
+            work_in_threads(
+                lambda: self._patiently(self._worker, run, pace), how.workers, self.budget
+            )
         self._patiently(self._wait_for_others, run)
 
-    def _worker(self, run: Run) -> Worker:
+    def _worker(self, run: Run, pace: Pace) -> Worker:
         return Worker(
             self.target,
             self.store,
             run,
-            self.settings,
+            pace,
             self.limits,
             self.budget,
             self.report,
@@ -238,7 +289,7 @@ class Runner:
                 self._say("waiting", f"waiting for {older} to end: its rows are not seen yet")
             self.budget.stop.wait(_OLDER_TRANSACTIONS_SECONDS)
 
-    def next_pass(self, run: Run) -> Run:
+    def next_pass(self, run: Run, max_passes: int) -> Run:
         """Begin another sweep over the rows that are pending again. Raises RunFailed."""
         self._changed.append(self.store.changed_in_pass(run, run.pass_number))
         last = self._changed[-_ALIKE:]
@@ -248,7 +299,7 @@ class Runner:
                 " it seems that what is written leaves them pending (perhaps NULL, or transform()"
                 " returned None). Narrow `where`, or write a value that ends it, and run again."
             )
-        if len(self._changed) > self.settings.max_passes:
+        if len(self._changed) > max_passes:
             raise RunFailed(
                 f"rows were still pending after {len(self._changed)} sweeps, {last[-1]:,} in the"
                 " last: somebody keeps writing rows that match `where`. Deploy the code that fills"
@@ -277,8 +328,10 @@ class Runner:
                 f" `backfill failures {self.name}`"
             )
             self.store.move(self.name, Status.FAILED, error=text, only=run)
+            self._care.end(changed)
             return self._ended(run, Outcome.QUARANTINED, Status.FAILED, text)
         self.store.move(self.name, Status.SUCCEEDED, only=run)
+        self._care.end(changed)
         text = f"complete, {changed:,} rows changed"
         return self._ended(run, Outcome.COMPLETE, Status.SUCCEEDED, text)
 
@@ -298,6 +351,8 @@ class Runner:
             text = f"paused from outside; `backfill resume {self.name}` and run again to go on"
             return self._ended(run, Outcome.STOPPED, now.status, text)
         if now.status is Status.CANCELLED:
+            if self.target.declaration.sync:  # they may have been installed after the cancel
+                sync.withdraw(self.target.declaration, self.target.dialect)
             return self._ended(run, Outcome.FAILED, now.status, "cancelled from outside")
         if now.status is Status.FAILED:
             return self._ended(run, Outcome.FAILED, now.status, now.error or "failed elsewhere")

@@ -26,8 +26,7 @@ EXIT_NOW = 3
 
 
 def run_due(
-    context: Context,
-    due: Sequence[Declared],
+    due: Sequence[tuple[Context, Declared]],
     options: dict[str, Any],
     *,
     limit: int | None,
@@ -40,21 +39,26 @@ def run_due(
     budget = Budget(limit, max_seconds)
     _stop_on_signals(budget)
     report = Forgiving(_reporter(as_json), lambda: _unheard(budget))
+
+    def run(context: Context, one: Declared) -> Outcome:
+        how = context.settings(one, options)
+        target = context.target(one)
+        runner = Runner(target, context.store, how, budget, report, context.origin)
+        result = runner.run(accept_change=accept_change)
+        if not result.was_reported:
+            _say(f"{one.name}: {result.text}")
+        return result.outcome
+
     outcomes = []
     try:
-        for one in due:
-            if passes_over_cancelled and _was_cancelled(context, one):
+        for context, one in due:
+            call = context.dialect.call
+            if passes_over_cancelled and call(_was_cancelled, context, one):
                 _say(f"{one.name}: was cancelled; `backfill run {one.name}` begins anew")
                 outcomes.append(Outcome.FAILED)
                 continue
-            how = context.settings(one, options)
-            target = context.target(one)
-            runner = Runner(target, context.store, how, budget, report, context.origin)
-            result = runner.run(accept_change=accept_change)
-            if not result.was_reported:
-                _say(f"{one.name}: {result.text}")
-            outcomes.append(result.outcome)
-            if result.outcome in (Outcome.FAILED, Outcome.STOPPED):
+            outcomes.append(call(run, context, one))
+            if outcomes[-1] in (Outcome.FAILED, Outcome.STOPPED):
                 break
     finally:
         report.close()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from backfill.errors import InvalidTransition
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
 
     from backfill.keys import KeyValues
@@ -90,11 +91,24 @@ class Run:
     """What the database told of its open transactions when the bound was taken."""
     error: str | None
     updated_at: datetime
+    changed: Mapping[str, Any] = field(default_factory=dict)
+    """What `backfill set` made of its settings."""
 
     @property
     def is_over(self) -> bool:
         """Whether only a new run can do further work."""
         return not TRANSITIONS[self.status]
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the workers of a run have to know of each other, and of what people decide."""
+
+    status: Status
+    sharing: int
+    """Workers that hold a live lease, on whatever machine."""
+    changed: Mapping[str, Any]
+    """What `backfill set` made of its settings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +171,8 @@ class Checkpoint:
     rows_per_second: float
     size: int
     """Rows that the next chunk would take, for whoever goes on."""
+    throttled: str | None = None
+    """Why it went more slowly than it was told to."""
 
 
 @dataclass(frozen=True, slots=True)

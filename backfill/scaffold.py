@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from alembic.util import CommandError
 
-from backfill.discovery import FOLDER
+from backfill.discovery import folder_beside
 from backfill.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def write_class(script: ScriptDirectory, name: str, revision: str, table: str) -
     if not name.isidentifier():
         raise ConfigurationError(f"{name!r} is no name; take letters, digits and underscores.")
     source = Path(found.path)
-    path = source.parent.parent / FOLDER / f"{name}.py"
+    path = folder_beside(script, source.resolve()) / f"{name}.py"
     if path.exists():
         raise ConfigurationError(f"{path} is there already; choose another name.")
     path.parent.mkdir(exist_ok=True)

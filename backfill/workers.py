@@ -1,62 +1,53 @@
 """A worker: claims key ranges and walks them, one chunk a transaction.
 
-`work` -> `walk_range` -> `advance` -> `_write_and_checkpoint`. All that waits, computes or looks
-around happens between two transactions.
+`work` -> `walk_range` -> `give_way`, then `advance` -> `_write_and_checkpoint`. All that waits,
+computes or looks around happens between two transactions.
 """
 
 from __future__ import annotations
 
-import logging
-import secrets
 import time
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
-from threading import Event as Flag
-from threading import Thread
 from typing import TYPE_CHECKING
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from backfill import owners, retries
+from backfill.aftercare import Vacuuming
 from backfill.budget import Stopped
 from backfill.chunks import Chunk, Walk
 from backfill.dialects import Overtaken
-from backfill.errors import (
-    BackfillError,
-    LeaseLost,
-    RowsKeptChanging,
-    RunFailed,
-)
+from backfill.errors import LeaseLost, RowsKeptChanging, RunFailed
 from backfill.failures import describe
-from backfill.ranges import is_free
+from backfill.holding import Holding
+from backfill.pacing import Done
 from backfill.reporters import Event
 from backfill.runs import Checkpoint, Failure, Run, Status
+from backfill.sessions import Session
 from backfill.sizing import CEILING, CEILING_IN_MEMORY, Sizer
 from backfill.trail import Trail
 from backfill.writers import Written, writer_for
 from backfill.writers.rows import RowsChanged, RowsWriter, is_about_a_row
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     import sqlalchemy as sa
     import tenacity
 
     from backfill.budget import Budget
     from backfill.dialects import Limits
+    from backfill.pacing import Pace
     from backfill.retries import Policy
     from backfill.runs import KeyRange, Lease
     from backfill.settings import Settings
     from backfill.store import Store
     from backfill.targets import Target
 
-logger = logging.getLogger(__name__)
-
 _ROUNDS = 5
 """How often a chunk is computed again because the application keeps changing its rows."""
 _WATCH_SECONDS = 0.25
-_LOOK_SECONDS = 0.2
+_GLANCE_SECONDS = 0.25
+"""How often a worker that waits asks whether it may go on: as often as gh-ost's copier."""
 _WORTH_TELLING = 4
 """Attempts at one chunk before anybody is told: a lock met once is everyday life."""
 _COMPUTE_SHARE = 20
@@ -71,7 +62,7 @@ class Worker:
         target: Target,
         store: Store,
         run: Run,
-        settings: Settings,
+        pace: Pace,
         limits: Limits,
         budget: Budget,
         report: Callable[[Event], object],
@@ -86,7 +77,7 @@ class Worker:
         self.dialect = target.dialect
         self.store = store
         self.run = run
-        self.settings = settings
+        self.pace = pace
         self.limits = limits
         self.budget = budget
         self.report = report
@@ -98,18 +89,15 @@ class Worker:
         self.blind_walk = Walk(target, quarantined, keys_only=True)
         """Goes where the values of a row cannot be read."""
         self.writer = writer_for(target, self.walk)
-        self.target_seconds = settings.target_seconds or self.dialect.target_seconds
-        self.sizer = self._sizer(settings.chunk_size)
+        self.session = Session(target, limits, budget.turn, pace)
+        self.hold = Holding(store, run, pace.settings, self.dialect, clock)
+        self.vacuuming = Vacuuming(target, store, run, limits, report)
+        self._row_bytes: int | None = None
+        self._sized_by: Settings | None = None
+        self.sizer = self._sizer()
         self.retrying = self._retrying()
         self._retrying_part = self._retrying()
-        self._connection: sa.Connection | None = None
-        self._lease: Lease | None = None
-        self._foreign_writes: object = None
-        self._in_doubt = False
-        self._tokens: set[str] = set()
-        self._tried: list[str] = []
-        self._throttled: str | None = None
-        self._renewed = 0.0
+        self._done: Done | None = None
         self._committed = 0.0
         self._rate = 0.0
         self._scanned = 0
@@ -122,32 +110,39 @@ class Worker:
         Raises Stopped, LeaseLost, RunFailed, or the error that retrying could not mend.
         """
         try:
+            self.retrying(self._measure)
             while self.retrying(self._claim):
                 self.walk_range()
-                self.retrying(self.store.release, self.lease)
+                self.retrying(self.hold.release)
         finally:
-            self._let_go()
+            self.session.close()  # first: a transaction left open would keep the lease's row
+            self.hold.let_go()
 
     def walk_range(self) -> None:
         """Commit chunk after chunk until nothing of the range is left."""
         while not self.lease.finished:
+            self.give_way()
+            self.clean_up()
             self.retrying(self.advance)
 
     @property
     def lease(self) -> Lease:
-        assert self._lease is not None
-        return self._lease
+        return self.hold.lease
+
+    @property
+    def settings(self) -> Settings:
+        """As they are now: some change while a run lasts."""
+        return self.pace.settings
 
     def _claim(self) -> bool:
         """Claim a range that is free; False if there is none left for us."""
-        self._lease = None
-        self._in_doubt = False
+        self.hold.forget()
         seen: dict[int, tuple[object, ...]] = {}
         while True:
             self.budget.raise_if_over()
             self._check_run()
             left = [found for found in self.store.ranges(self.run) if not found.finished]
-            if any(self._claimed(found) for found in left if self._is_free(found)):
+            if any(self._claimed(found) for found in left if self.hold.is_free(found)):
                 return True
             others = [found for found in left if found.owner != owners.myself()]
             now: dict[int, tuple[object, ...]] = {
@@ -165,24 +160,14 @@ class Worker:
             self.budget.stop.wait(_WATCH_SECONDS)
 
     def _claimed(self, found: KeyRange) -> bool:
-        token = secrets.token_hex(16)
-        self._tokens.add(token)
-        self._lease = self.store.claim(self.run, found, token, self.settings.lease_seconds)
-        if self._lease is None:
+        if not self.hold.claim(found):
             return False
-        self._renewed = self._committed = self.clock()
+        self._committed = self.clock()
         self._rate, self._scanned = 0.0, found.rows_scanned
         if found.size and self.settings.chunk_size is None:
-            self.sizer = self._sizer(first=found.size)
+            self.sizer = self._sizer(found.size)
+        self.pace.look_again()
         return True
-
-    def _sizer(self, fixed: int | None = None, first: int | None = None) -> Sizer:
-        ceiling = CEILING_IN_MEMORY if self.writer.computes else CEILING
-        return Sizer(self.target_seconds, fixed, first, ceiling)
-
-    def _is_free(self, found: KeyRange) -> bool:
-        """Whether nobody alive holds it; a claim of ours without an answer counts as nobody."""
-        return is_free(found) or found.token in self._tokens
 
     def _say_waiting(self, found: KeyRange) -> None:
         owner = owners.shown(found.owner) if found.owner else "another runner"
@@ -196,38 +181,91 @@ class Worker:
         if now.status not in (Status.PENDING, Status.RUNNING, Status.FAILED):
             raise LeaseLost(0)
 
-    def _let_go(self) -> None:
-        self._drop_connection()  # first: a transaction left open would keep the lease's row
+    # -- size and pace -------------------------------------------------------------------
+
+    def give_way(self) -> None:
+        """Rest after a chunk; wait, and say why, while nothing may be written."""
+        while seconds := self.retrying(self._delay):
+            self._sleep(min(seconds, _GLANCE_SECONDS))
+
+    def _delay(self) -> float:
+        self.hold.make_sure()
+        self.pace.look()
+        delay = self.pace.delay(self._done)
+        self.hold.explain(delay.reason)
+        self.pace.tell(delay.reason)
+        if delay.waits:
+            self.session.close()  # a firewall may cut what is idle for hours
+        return delay.seconds
+
+    def clean_up(self) -> None:
+        """Remove the rows that ours have replaced, when it is time."""
+        every = self.settings.vacuum_every
+        if every is None or self._done is None:
+            return
+        self.vacuuming.count(self._done.rows)
+        if self.retrying(self.vacuuming.is_due, every):
+            self.retrying(self.hold.explain, f"VACUUM of {self.target.table.fullname}")
+            with self.hold.kept():
+                self.vacuuming.vacuum(every, self._may_clean_up)
+
+    def _may_clean_up(self) -> bool:
         try:
-            if self._lease is not None and not self._in_doubt:
-                self.store.release(self._lease)
-        except Exception as error:
-            why = describe(error, self.dialect)
-            logger.warning("The lease could not be given back, it ends by itself: %s", why)
+            self.budget.raise_if_over()
+            self.pace.look()
+        except (Stopped, LeaseLost):
+            return False
+        return not self.pace.delay(None).waits
+
+    def _measure(self) -> None:
+        with self.session.transaction(write=False) as connection:
+            self._row_bytes = self.dialect.row_bytes(connection, self.target.table)
+        self.sizer = self._sizer()
+
+    def _sizer(self, first: int | None = None) -> Sizer:
+        self._sized_by = how = self.settings
+        return Sizer(
+            self.target_seconds,
+            how.chunk_size,
+            first,
+            CEILING_IN_MEMORY if self.writer.computes else CEILING,
+            max_bytes=how.chunk_bytes,
+            row_bytes=self._row_bytes,
+        )
+
+    @property
+    def target_seconds(self) -> float:
+        return self.settings.target_seconds or self.dialect.target_seconds
+
+    def _size(self) -> int:
+        if self._sized_by is not self.settings:  # somebody has changed them
+            self.sizer = self._sizer(self.sizer.size)
+        return self.pace.size(self.sizer.size)
 
     # -- chunks --------------------------------------------------------------------------
 
     def advance(self) -> None:
         """Commit the chunk behind the cursor. Whatever fails here is safe to repeat."""
-        self._be_sure()
+        self.hold.make_sure()
         if self.lease.finished:
             return
-        granted = self.budget.take(self.sizer.size)
-        changed = 0
+        granted = self.budget.take(self._size())
+        began, changed = self.clock(), 0
         try:
             changed = self._advance(granted)
         finally:
             self.budget.give_back(granted - changed)
+        self._done = Done(began, self.clock(), changed)
 
     def _advance(self, size: int) -> int:
         chunk: Chunk | None = None
         self.writer.forget()
         try:
             if self.writer.computes:
-                with self._transaction(write=False) as connection:
+                with self.session.transaction(write=False) as connection:
                     chunk = self._cut(connection, size)
                 return self._compute_and_commit(chunk)
-            with self._transaction() as connection:
+            with self.session.transaction() as connection:
                 chunk = self._cut(connection, size)
                 done = self._write_and_checkpoint(connection, chunk)
             return self._after_commit(chunk, *done)
@@ -236,7 +274,7 @@ class Worker:
                 raise
             if chunk is not None:
                 return self.isolate(chunk, error)
-            with self._transaction(write=False) as connection:
+            with self.session.transaction(write=False) as connection:
                 chunk = self._cut(connection, size, self.blind_walk)
             return self.isolate(chunk, None)  # other rows than those that could not be read
 
@@ -250,8 +288,8 @@ class Worker:
         for _ in range(_ROUNDS):
             with ExitStack() as stack:
                 if not self.writer.pulses:
-                    stack.enter_context(self._kept_lease())
-                self.writer.compute(chunk, self._pulse)
+                    stack.enter_context(self.hold.kept())
+                self.writer.compute(chunk, self.hold.pulse)
             try:
                 return self.commit(chunk)
             except Overtaken:
@@ -262,8 +300,11 @@ class Worker:
 
     def commit(self, chunk: Chunk) -> int:
         """Write the chunk and move the cursor, in one transaction; the rows changed."""
-        with self._transaction() as connection:
-            done = self._write_and_checkpoint(connection, chunk)
+        try:
+            with self.session.transaction() as connection:
+                done = self._write_and_checkpoint(connection, chunk)
+        finally:
+            self._show_stack()  # not before: whoever reads it may keep us waiting, with all locks
         return self._after_commit(chunk, *done)
 
     def _write_and_checkpoint(
@@ -288,6 +329,7 @@ class Worker:
             finished=chunk.is_last,
             rows_per_second=self._rate,
             size=self.sizer.size,
+            throttled=self.hold.reason or None,
         )
         return self.store.checkpoint(
             connection, self.lease, self.settings.lease_seconds, new, written.failures
@@ -295,16 +337,14 @@ class Worker:
 
     def _after_commit(self, chunk: Chunk, written: Written, lease: Lease, started: float) -> int:
         seconds = self.clock() - started
-        self._lease = lease
-        self._renewed = self.clock()
-        self._throttled = None
+        self.hold.moved(lease)
         self._scanned += chunk.scanned
         self.budget.count_failures(len(written.failures))
         self.walk.learn(chunk, written.changed)
         self.trail.note(lease.range_id, chunk)
         rows = chunk.scanned if chunk.page is None else len(chunk.page)
         slow = self.writer.compute_seconds / _COMPUTE_SHARE
-        self.sizer.observe(rows, max(seconds, slow))
+        self.sizer.observe(rows, max(seconds, slow), self.writer.row_bytes)
         for failure in written.failures:
             self._say("quarantined", f"row {list(failure.key)} is quarantined: {failure.error}")
         self._say(
@@ -328,7 +368,7 @@ class Worker:
         `error` is the chunk's own; None if only its neighbour's success says that it is bad.
         """
         if chunk.page is None:
-            with self._transaction(write=False) as connection:
+            with self.session.transaction(write=False) as connection:
                 chunk = self.walk.whole_page(connection, chunk)
         assert chunk.page is not None
         if len(chunk.page) == 1 and error is not None:
@@ -355,13 +395,13 @@ class Worker:
         return is_about_a_row(error, self.dialect, computes=self.writer.computes)
 
     def _commit_part(self, chunk: Chunk) -> int:
-        self._be_sure()
+        self.hold.make_sure()
         if self.lease.cursor != chunk.after:
             return 0  # a COMMIT without an answer had happened after all
         if not self.writer.computes:
             return self.commit(chunk)
         if chunk.page is not None and chunk.page.reader.is_blind:
-            with self._transaction(write=False) as connection:
+            with self.session.transaction(write=False) as connection:
                 chunk = self.walk.whole_page(connection, chunk)
         return self._compute_and_commit(chunk)
 
@@ -372,19 +412,16 @@ class Worker:
         return self._retrying_part(self._step_over, chunk, Written(0, [failure]))
 
     def _step_over(self, chunk: Chunk, written: Written) -> int:
-        self._be_sure()
+        self.hold.make_sure()
         if self.lease.cursor != chunk.after:
             return 0
-        with self._transaction() as connection:
+        with self.session.transaction() as connection:
             started = self.clock()
             lease = self._checkpoint(connection, chunk, written)
         return self._after_commit(chunk, written, lease, started)
 
     def _check_failures(self, failures: Sequence[Failure]) -> None:
         """Stop before a broken transform fills the quarantine. Raises RunFailed."""
-        if isinstance(self.writer, RowsWriter) and self.writer.first_stack:
-            stack = self.writer.first_stack
-            self.budget.tell_once(lambda: self._say("message", stack))
         if self.budget.failures + len(failures) > self.settings.max_failures:
             raise RunFailed(
                 f"more than max_failures = {self.settings.max_failures} rows cannot be written, for"
@@ -392,62 +429,25 @@ class Worker:
                 " committed stays. If all rows fail alike, it is the declaration and not the rows."
             )
 
-    # -- doubt ---------------------------------------------------------------------------
+    def _show_stack(self) -> None:
+        """Tell, once a command, where the first row that could not be computed failed."""
+        if isinstance(self.writer, RowsWriter) and self.writer.first_stack:
+            stack = self.writer.first_stack
+            self.budget.tell_once(lambda: self._say("message", stack))
 
-    def _be_sure(self) -> None:
-        """After any doubt claim again, never just read; and keep a lease that grows old."""
-        if self._in_doubt:
-            self._lease = self.store.claim_again(
-                self.lease, self.settings.lease_seconds, self._tried
-            )
-            self._in_doubt = False
-            self._tried.clear()
-            self._renewed = self.clock()
-        self._pulse()
-
-    def _pulse(self) -> None:
-        """Renew the lease when a third of it is over. Raises LeaseLost."""
-        if self.clock() - self._renewed > self.settings.lease_seconds / 3:
-            self.store.renew(self.lease, self.settings.lease_seconds, self._throttled)
-            self._renewed = self.clock()
-
-    @contextmanager
-    def _kept_lease(self) -> Iterator[None]:
-        """Renew the lease from a thread while one call computes a whole chunk."""
-        done = Flag()
-        task = (self._keep_lease, self.lease, done)
-        keeper = Thread(target=self.dialect.call, args=task, daemon=True)
-        keeper.start()
-        try:
-            yield
-        finally:
-            done.set()
-            keeper.join()
-
-    def _keep_lease(self, lease: Lease, done: Flag) -> None:
-        deadline = self.clock() + self.settings.retry_seconds  # a call that hangs must lose it
-        while not done.wait(self.settings.lease_seconds / 3) and self.clock() < deadline:
-            self._renew_quietly(lease)
-
-    def _renew_quietly(self, lease: Lease) -> None:
-        """If the lease is lost the checkpoint will say so; if not, the next turn may succeed."""
-        try:
-            self.store.renew(lease, self.settings.lease_seconds, self._throttled)
-        except (BackfillError, SQLAlchemyError) as error:
-            logger.debug("lease not renewed: %s", describe(error, self.dialect))
-        else:
-            self._renewed = self.clock()
+    # -- trouble -------------------------------------------------------------------------
 
     def _recover(self, error: BaseException, policy: Policy, attempt: int) -> None:
         if policy.halve or attempt > 1:  # a chunk that loses its connection twice may be too large
             self.sizer.halve()
             self.walk.shorten()
         if policy.doubt:
-            self._in_doubt = True
-            self._drop_connection()
-        self._throttled = describe(error, self.dialect)
-        text = f"waits: {self._throttled}" if attempt == _WORTH_TELLING else ""
-        self._say("retry", text, attempt=attempt, reason=self._throttled)
+            self.hold.doubt()
+            self.session.close()
+        why = describe(error, self.dialect)
+        self.hold.trouble = f"waits: {why}"
+        text = self.hold.trouble if attempt == _WORTH_TELLING else ""
+        self._say("retry", text, attempt=attempt, reason=why)
 
     def _retrying(self) -> tenacity.Retrying:
         return retries.retrying(
@@ -459,52 +459,9 @@ class Worker:
 
     # -- small things ----------------------------------------------------------------------
 
-    @contextmanager
-    def _transaction(self, *, write: bool = True) -> Iterator[sa.Connection]:
-        if self._connection is None:
-            self._connection = self.dialect.open(self.limits)
-        with ExitStack() as stack:
-            if write and self.dialect.one_writer:
-                stack.enter_context(self.budget.turn.taken())
-            yield stack.enter_context(
-                self.dialect.transaction(self._connection, self.limits, write=write)
-            )
-            if write and self.dialect.one_writer:
-                self._look_for_company(self._connection)
-
-    def _look_for_company(self, connection: sa.Connection) -> None:
-        mark = self.dialect.foreign_writes(connection)
-        if self._foreign_writes not in (None, mark):
-            self.budget.turn.note_company()
-        self._foreign_writes = mark
-
-    def _drop_connection(self) -> None:
-        connection, self._connection = self._connection, None
-        self._foreign_writes = None
-        if connection is not None:
-            connection.close()
-
     def _sleep(self, seconds: float) -> None:
         self.budget.stop.wait(seconds)
         self.budget.raise_if_over()
 
     def _say(self, what: str, text: str = "", **numbers: object) -> None:
         self.report(Event(what, self.name, text, dict(numbers)))
-
-
-def work_in_threads(new_worker: Callable[[], Worker], count: int, budget: Budget) -> None:
-    """Let so many workers walk side by side. Raises the worst error that one of them met."""
-    workers = [new_worker() for _ in range(count)]
-    with ThreadPoolExecutor(count, thread_name_prefix="backfill") as pool:
-        futures = [pool.submit(worker.dialect.call, worker.work) for worker in workers]
-        while wait(futures, timeout=_LOOK_SECONDS, return_when=FIRST_EXCEPTION).not_done:
-            if any(f.done() and f.exception() for f in futures):
-                budget.break_off()
-    errors = [e for e in (future.exception() for future in futures) if e is not None]
-    for error in sorted(errors, key=lambda e: isinstance(e, Stopped)):
-        if not isinstance(error, Exception):
-            raise RunFailed(
-                f"the declaration's code ended the worker ({type(error).__name__}); it must raise"
-                " an ordinary error instead."
-            ) from error
-        raise error

@@ -46,14 +46,32 @@ CAPABILITIES: Mapping[str, str] = {
     "always_identity": "A column can be one that only the database numbers.",
     "partial_indexes": "An index can leave rows out.",
     "expression_indexes": "An index can hold an expression.",
+    "unreadable_values": "A column can hold what its driver refuses to read.",
+    "attached_files": "A connection can attach another database's file as a schema.",
+    "dead_rows": "What an update replaces stays until somebody runs VACUUM.",
+    "stale_statistics": "What the planner knows of a table is what the last ANALYZE saw.",
+    "untyped_columns": "A column can hold values of any type.",
+    "key_share": "A foreign key's check does not wait for a row whose other columns are changed.",
+    "poolers": "A pooler can lend its sessions for a transaction each.",
+    "standbys": "Another server can follow this one, by its write-ahead log.",
+    "history_list": "Old versions of rows are kept apart until they are purged.",
     "generic_plans": "A prepared statement can be planned once, for any parameters.",
 }
 
 CAPABILITIES_OF: Mapping[str, frozenset[str]] = {
-    "sqlite": frozenset({"partial_indexes", "expression_indexes"}),
-    "postgresql": frozenset(CAPABILITIES) - {"plain_engines"},
+    "sqlite": frozenset(
+        {
+            *("partial_indexes", "expression_indexes", "unreadable_values"),
+            *("attached_files", "untyped_columns", "stale_statistics"),
+        }
+    ),
+    "postgresql": frozenset(CAPABILITIES)
+    - {"plain_engines", "attached_files", "untyped_columns", "history_list"},
     "mariadb": frozenset(
-        {"server", "row_locks", "idle_timeout", "native_uuid", "plain_engines", "exact_numbers"}
+        {
+            *("server", "row_locks", "idle_timeout", "native_uuid", "plain_engines"),
+            *("exact_numbers", "history_list"),
+        }
     ),
 }
 
@@ -403,6 +421,31 @@ class PostgreSQL(Server):
         return self.directory / package.name
 
 
+class Standby(PostgreSQL):
+    """A copy of a running server that follows it. Once promoted it would archive its WAL, but
+    nobody has told it how."""
+
+    def __init__(self, primary: PostgreSQL) -> None:
+        self.primary = primary
+        super().__init__()
+
+    def initialise(self) -> None:
+        self.binaries = self.primary.binaries
+        self.password = self.primary.password
+        source = self.primary.admin_url().set(drivername="postgresql", database=None)
+        self.run(
+            self.binaries / "pg_basebackup",
+            *("-d", source.render_as_string(hide_password=False), "-D", self.data),
+            *("--write-recovery-conf", "--checkpoint=fast", "--no-sync"),
+        )
+
+    def command(self) -> list[str]:
+        return [*super().command(), "--archive_mode=on"]
+
+    def create_user(self) -> None:
+        """It has the primary's."""
+
+
 class MariaDB(Server):
     """MariaDB as the system's package manager installs it."""
 
@@ -509,9 +552,13 @@ class Servers:
         """A fresh database of that name; `directory` is for those that are files."""
         if name == "sqlite":
             return contextlib.nullcontext(sqlite_database(directory))
+        return self.server(name).database()
+
+    def server(self, name: str) -> Server:
+        """The session's server of that name."""
         if name not in self._running:
             self._running[name] = SERVERS[name]()
-        return self._running[name].database()
+        return self._running[name]
 
     def stop(self) -> None:
         with contextlib.ExitStack() as stack:

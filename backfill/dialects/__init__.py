@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import NullPool, create_engine
+from sqlalchemy import NullPool, create_engine, event
 
 from backfill.dialects.base import BINARY_TYPES, Dialect, ErrorKind, Explanation, Limits
 from backfill.dialects.bulk import Overtaken
+from backfill.dialects.health import SIGNAL_LIMITS
+from backfill.dialects.loops import outside_of_loops
 from backfill.dialects.mysql import MariaDB, MySQL
 from backfill.dialects.postgresql import PostgreSQL
 from backfill.dialects.sqlite import SQLite
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BINARY_TYPES",
+    "SIGNAL_LIMITS",
     "Dialect",
     "ErrorKind",
     "Explanation",
@@ -25,6 +28,8 @@ __all__ = [
     "Overtaken",
     "dialect_for",
     "free_of_event_loops",
+    "keep_place",
+    "outside_of_loops",
 ]
 
 _DIALECTS: dict[str, type[Dialect]] = {
@@ -57,4 +62,44 @@ def free_of_event_loops(engine: sa.Engine) -> sa.Engine:
     if engine.dialect.name == "sqlite":  # its asynchronous drivers are this one, in a thread
         return create_engine(engine.url.set(drivername="sqlite"), poolclass=NullPool)
     engine.dispose(close=False)
+    return engine
+
+
+class _Place(NamedTuple):
+    """Where a session looks for tables: how to ask for it if it was changed, how to go there."""
+
+    query: str
+    command: str
+
+
+_SEARCH_PATH = _Place(
+    "SELECT setting FROM pg_settings WHERE name = 'search_path' AND setting <> reset_val",
+    "SET search_path TO {}",
+)
+_PLACES = {
+    "postgresql": _SEARCH_PATH,
+    "mysql": _Place("SELECT concat('`', database(), '`')", "USE {}"),
+    "mariadb": _Place("SELECT concat('`', database(), '`')", "USE {}"),
+}
+
+
+def keep_place(connection: sa.Connection) -> sa.Engine:
+    """Return a connection's engine, so that all its connections look for tables where this does.
+
+    env.py may have chosen a schema for its own one alone, as in Alembic's recipe for tenants.
+    """
+    engine = connection.engine
+    place = _PLACES.get(engine.dialect.name)
+    found = connection.exec_driver_sql(place.query).scalar() if place else None
+    if place is None or found in (None, f"`{engine.url.database}`"):
+        return engine
+    command = place.command.format(found)
+
+    def go_there(driver_connection: Any, _record: Any) -> None:
+        cursor = driver_connection.cursor()
+        cursor.execute(command)
+        cursor.close()
+        driver_connection.commit()
+
+    event.listen(engine, "connect", go_there)
     return engine

@@ -22,6 +22,8 @@ from sqlalchemy.sql.expression import ClauseElement, Executable
 from sqlalchemy.util import greenlet_spawn
 
 from backfill.dialects.bulk import BulkUpdate, ExecutemanyUpdate
+from backfill.dialects.loops import outside_of_loops
+from backfill.dialects.upkeep import Upkeep
 from backfill.errors import CommitUnknown
 
 if TYPE_CHECKING:
@@ -31,7 +33,9 @@ if TYPE_CHECKING:
     from sqlalchemy.sql.compiler import SQLCompiler
     from sqlalchemy.types import TypeEngine
 
+    from backfill.dialects.triggers import Triggers
     from backfill.keys import Key, KeyValues
+    from backfill.readings import Signal
     from backfill.settings import Settings
     from backfill.targets import Target
 
@@ -130,7 +134,8 @@ class Dialect:
         """
         if not self.is_async:
             return function(*args, **kwargs)
-        return asyncio.run(greenlet_spawn(partial(function, *args, **kwargs)))
+        coroutine = partial(greenlet_spawn, partial(function, *args, **kwargs))
+        return outside_of_loops(lambda: asyncio.run(coroutine()))
 
     def open(self, limits: Limits) -> sa.Connection:
         """Return a new connection, set up as far as that lasts for a session.
@@ -272,10 +277,23 @@ class Dialect:
     def complete_reflection(self, connection: sa.Connection, table: sa.Table) -> None:
         """Note in the table what SQLAlchemy's reflection leaves out."""
 
+    def is_typed(self, kind: TypeEngine[Any]) -> bool:
+        """Whether a column of this type holds values of one type only."""
+        return True
+
     # -- statistics ------------------------------------------------------------------
+
+    @property
+    def upkeep(self) -> Upkeep:
+        """What is known, and can be done, about dead rows and statistics."""
+        return Upkeep(self)
 
     def row_estimate(self, connection: sa.Connection, table: sa.Table) -> int | None:
         """Return about how many rows a table has, from statistics; None if there are none."""
+        return None
+
+    def row_bytes(self, connection: sa.Connection, table: sa.Table) -> int | None:
+        """Return about how many bytes a row has where it is stored; None: that is not known."""
         return None
 
     def split_points(
@@ -339,7 +357,16 @@ class Dialect:
         """Return a mark that changes when another connection writes; always the same: unknown."""
         return None
 
+    def health(self, table: sa.Table, settings: Settings) -> list[Signal]:
+        """Return what to watch while a run writes to a table, as far as its limits are set."""
+        return []
+
     # -- writing ---------------------------------------------------------------------
+
+    @property
+    def triggers(self) -> Triggers | None:
+        """The triggers that keep up with the application's writes; None: not here."""
+        return None
 
     def lock(self, statement: sa.Select[Any]) -> sa.Select[Any]:
         """Return the SELECT with row locks that fail at once rather than wait."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections import deque
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -14,15 +15,22 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 
+from backfill.dialects import mysql_health
 from backfill.dialects.base import BINARY_TYPES, Dialect, ErrorKind, Explain, Explanation, Limits
 from backfill.dialects.bulk import BulkUpdate, ExecutemanyUpdate
+from backfill.dialects.mysql_triggers import LABEL, MariaDBTriggers
+from backfill.dialects.mysql_upkeep import MySQLUpkeep
+from backfill.dialects.triggers import literal
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from sqlalchemy.types import TypeEngine
 
+    from backfill.dialects.mysql_health import Words
     from backfill.pages import Page
+    from backfill.readings import Signal
+    from backfill.settings import Settings
     from backfill.targets import Target
 
 logger = logging.getLogger(__name__)
@@ -41,7 +49,7 @@ _KINDS: dict[int, ErrorKind] = {
     **dict.fromkeys((1216, 1217, 1242, 1367, 1369, 1441, 1525, 1586), ErrorKind.DATA),
     **dict.fromkeys((3140, 3141, 4038), ErrorKind.DATA),
     **dict.fromkeys((1146, 1054, 1064, 1305), ErrorKind.SCHEMA),
-    **dict.fromkeys((1044, 1045, 1142, 1143, 1227), ErrorKind.RIGHTS),
+    **dict.fromkeys((1044, 1045, 1142, 1143, 1227, 1419), ErrorKind.RIGHTS),
     **dict.fromkeys((1030, 1034, 126, 145), ErrorKind.DAMAGE),
 }
 # Texts of these errors hold a name in this place, and no value before it.
@@ -54,6 +62,8 @@ _NAMED = {
     3819: ("constraint", re.compile(r"^Check constraint '([^']+)'")),
 }
 _RANGES = {"range", "ref", "eq_ref", "const", "system"}
+_SESSIONS = 100
+"""Of a command's connections so many are remembered, the last ones."""
 
 
 class _Float(sa.types.UserDefinedType[float]):
@@ -103,13 +113,21 @@ class MySQL(Dialect):
     assigns_in_order: ClassVar[bool] = True
     mismatches: ClassVar[frozenset[str]] = frozenset({"2000", "4078"})
 
+    def __init__(self, engine: sa.Engine) -> None:
+        super().__init__(engine)
+        self._sessions: deque[int] = deque(maxlen=_SESSIONS)
+        """The server's numbers of our connections: nothing else tells them in its lock views."""
+
     def open(self, limits: Limits) -> sa.Connection:
         connection = super().open(limits)
         assignments = ", ".join(
             f"SESSION {name} = {value}" for name, value in self._session(limits).items()
         )
         with connection.begin():
-            connection.exec_driver_sql(f"SET {assignments}")
+            connection.exec_driver_sql(f"SET {LABEL} = {literal(limits.label)}, {assignments}")
+            number = connection.exec_driver_sql("SELECT CONNECTION_ID()").scalar_one()
+            self._sessions.append(int(number))
+        sa.event.listen(connection, "before_cursor_execute", _labelled(limits.label), retval=True)
         return connection
 
     def _session(self, limits: Limits) -> dict[str, int | float | str]:
@@ -183,12 +201,30 @@ class MySQL(Dialect):
             elif isinstance(column.type, sa.Enum):
                 column.type = _Label()  # the server knows the labels, and SQLAlchemy not all
 
+    @property
+    def upkeep(self) -> MySQLUpkeep:
+        return MySQLUpkeep(self)
+
+    def health(self, table: sa.Table, settings: Settings) -> list[Signal]:
+        words, ours = self._health_words(), self._sessions.copy
+        return mysql_health.signals(self, words, ours, settings)
+
+    def _health_words(self) -> Words:
+        return mysql_health.MYSQL
+
     def row_estimate(self, connection: sa.Connection, table: sa.Table) -> int | None:
         """Take InnoDB's own estimate; it is often 40 % off."""
         rows = connection.execute(
             _TABLE_ROWS, {"schema": table.schema, "table": table.name}
         ).scalar()
         return None if rows is None else int(rows)
+
+    def row_bytes(self, connection: sa.Connection, table: sa.Table) -> int | None:
+        """Take InnoDB's own estimate, what it keeps outside of the row included."""
+        found = connection.execute(
+            _ROW_LENGTH, {"schema": table.schema, "table": table.name}
+        ).scalar()
+        return int(found) if found else None
 
     def explain(self, connection: sa.Connection, statement: sa.Select[Any]) -> Explanation:
         rows = [dict(row) for row in connection.execute(Explain("EXPLAIN", statement)).mappings()]
@@ -251,6 +287,13 @@ class MariaDB(MySQL):
             "idle_transaction_timeout": max(1, int(limits.idle_timeout)),
             "sql_mode": "CONCAT(@@sql_mode, ',SIMULTANEOUS_ASSIGNMENT')",
         }
+
+    @property
+    def triggers(self) -> MariaDBTriggers:
+        return MariaDBTriggers(self)
+
+    def _health_words(self) -> Words:
+        return mysql_health.MARIADB
 
 
 class _JsonTableUpdate(BulkUpdate):
@@ -340,6 +383,19 @@ class _Kind(Enum):
         return _text(value)
 
 
+def _labelled(label: str) -> Callable[..., tuple[str, Any]]:
+    """Return a listener that writes the run's name into every statement, where SHOW PROCESSLIST
+    shows it. Behind the first word: drivers and proxies know a statement by how it begins.
+    """
+    name = re.sub(r"[^\w:. -]", "_", label, flags=re.ASCII)
+    pattern, comment = re.compile(r"^\s*\w+"), rf"\g<0> /* {name} */"
+
+    def label_it(_connection: Any, _cursor: Any, text: str, given: Any, *_: Any) -> tuple[str, Any]:
+        return pattern.sub(comment, text, count=1), given
+
+    return label_it
+
+
 def _is_binary(column: sa.ColumnElement[Any]) -> bool:
     return isinstance(column.type, BINARY_TYPES)
 
@@ -407,6 +463,10 @@ _COLLATIONS = sa.text(
 )
 _TABLE_ROWS = sa.text(
     "SELECT table_rows FROM information_schema.tables"
+    " WHERE table_schema = COALESCE(:schema, DATABASE()) AND table_name = :table"
+)
+_ROW_LENGTH = sa.text(
+    "SELECT avg_row_length FROM information_schema.tables"
     " WHERE table_schema = COALESCE(:schema, DATABASE()) AND table_name = :table"
 )
 _OLDER_WRITER = sa.text(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
+from backfill.dialects import postgresql_health
 from backfill.dialects.base import (
     Dialect,
     ErrorKind,
@@ -24,6 +25,8 @@ from backfill.dialects.postgresql_bulk import (
     is_taken,
     prepare_driver,
 )
+from backfill.dialects.postgresql_triggers import LABEL, PostgreSQLTriggers
+from backfill.dialects.postgresql_upkeep import PostgreSQLUpkeep
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
     from backfill.dialects.base import Reading
     from backfill.dialects.bulk import BulkUpdate
     from backfill.keys import Key, KeyValues
+    from backfill.readings import Signal
+    from backfill.settings import Settings
     from backfill.targets import Target
 
 # SQLSTATEs: PostgreSQL manual, appendix A. Exact codes go before their class (first two).
@@ -100,6 +105,7 @@ class PostgreSQL(Dialect):
     def open(self, limits: Limits) -> sa.Connection:
         connection = super().open(limits)
         prepare_driver(connection)
+        _prepare_no_statements(connection)
         return connection
 
     def begin(self, connection: sa.Connection, limits: Limits, *, write: bool) -> None:
@@ -175,10 +181,21 @@ class PostgreSQL(Dialect):
         table.info[_HAS_XMIN] = bool(rows) and rows[0].has_xmin
         table.info[_IS_ONE_HEAP] = bool(rows) and rows[0].is_one_heap
 
+    @property
+    def upkeep(self) -> PostgreSQLUpkeep:
+        return PostgreSQLUpkeep(self)
+
     def row_estimate(self, connection: sa.Connection, table: sa.Table) -> int:
         """Ask the planner: it scales its statistics to the file's size of this moment."""
         every_row = sa.select(sa.literal(1)).select_from(table)
         return int(_explained(connection, every_row)["Plan Rows"])
+
+    def row_bytes(self, connection: sa.Connection, table: sa.Table) -> int | None:
+        """Ask the statistics of the columns. What is kept outside of the row (TOAST) counts as
+        the pointer to it, which is all that an UPDATE of other columns writes."""
+        name = connection.dialect.identifier_preparer.format_table(table)
+        found = connection.execute(_ROW_WIDTH, {"table": name}).scalar()
+        return int(found) if found else None
 
     def split_points(
         self,
@@ -276,6 +293,13 @@ class PostgreSQL(Dialect):
             first = seen
         return False
 
+    def health(self, table: sa.Table, settings: Settings) -> list[Signal]:
+        return postgresql_health.signals(self, self._quoted(table), settings)
+
+    @property
+    def triggers(self) -> PostgreSQLTriggers:
+        return PostgreSQLTriggers(self)
+
     def row_version(self, table: sa.Table) -> sa.ColumnElement[Any] | None:
         """Take `xmin` where the table's rows are PostgreSQL's own."""
         if not table.info.get(_HAS_XMIN):
@@ -304,6 +328,16 @@ class PostgreSQL(Dialect):
         return UnnestUpdate(target, writes, narrow, verifies=verifies)
 
 
+def _prepare_no_statements(connection: sa.Connection) -> None:
+    """Let psycopg name no prepared statement: behind a pooler in transaction mode the next
+    transaction is another session's, where that name is missing or means another statement.
+    (psycopg's manual, "Prepared statements"; asyncpg has to be told in its connect_args.)
+    """
+    if connection.dialect.driver in ("psycopg", "psycopg_async"):
+        adapted: Any = connection.connection.dbapi_connection
+        connection.dialect.get_driver_connection(adapted).prepare_threshold = None
+
+
 def _without_length(kind: str) -> str:
     """Return a type's name for which no length is read into it."""
     kind = re.sub(r"^character(?! varying)", "bpchar", kind)  # else character(1)
@@ -312,6 +346,14 @@ def _without_length(kind: str) -> str:
 
 def _milliseconds(seconds: float) -> str:
     return f"{max(1, round(seconds * 1000))}ms"
+
+
+_ROW_WIDTH = sa.text(
+    "SELECT sum(width) FROM (SELECT max(s.avg_width) AS width FROM pg_stats s"
+    " JOIN pg_namespace n ON n.nspname = s.schemaname"
+    " JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = s.tablename"
+    " WHERE c.oid = to_regclass(:table) GROUP BY s.attname) AS columns"
+)
 
 
 def _explained(connection: sa.Connection, statement: sa.Select[Any]) -> dict[str, Any]:
@@ -335,6 +377,7 @@ _SET_LOCAL = sa.select(
     _set_local("statement_timeout", "statement"),
     _set_local("idle_in_transaction_session_timeout", "idle"),
     _set_local("application_name", "label"),
+    _set_local(LABEL, "label"),  # the same in full length, for the triggers of `sync`
 )
 # The planner judges row values by their first column alone: where one value of it holds most of
 # the table, it would scan all of it for each chunk.

@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 import time
 from decimal import Decimal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import sqlalchemy as sa
 
-from backfill.dialects.base import Dialect, ErrorKind, Explain, Explanation, Limits
+from backfill.dialects.base import BINARY_TYPES, Dialect, ErrorKind, Explain, Explanation, Limits
+from backfill.dialects.health import FreeDisk, reachable
 from backfill.dialects.sqlite_bulk import FunctionUpdate
+from backfill.dialects.sqlite_triggers import SQLiteTriggers
+from backfill.dialects.sqlite_upkeep import SQLiteUpkeep
 
 if TYPE_CHECKING:
     import sqlite3
@@ -19,6 +23,8 @@ if TYPE_CHECKING:
     from sqlalchemy.types import TypeEngine
 
     from backfill.dialects.bulk import BulkUpdate
+    from backfill.readings import Signal
+    from backfill.settings import Settings
     from backfill.targets import Target
 
 # https://sqlite.org/rescode.html, primary codes (the low byte of an extended code).
@@ -57,6 +63,7 @@ _TEXTS = {
 }
 _ABOUT_A_VALUE = ("malformed JSON", "Could not decode to UTF-8")
 _OPCODES_PER_CHECK = 20_000
+_FEW_ROWS = 8
 _CONSTRAINT = re.compile(r"^(?:NOT NULL|UNIQUE|CHECK) constraint failed: ([\w., ]+)$")
 
 
@@ -177,6 +184,10 @@ class SQLite(Dialect):
         names = {"t": table.name, "s": table.schema or "main", "c": column.name}
         return bool(connection.execute(declared, names).scalar() == "INTEGER")
 
+    @property
+    def upkeep(self) -> SQLiteUpkeep:
+        return SQLiteUpkeep(self)
+
     def row_estimate(self, connection: sa.Connection, table: sa.Table) -> int | None:
         """Take the span of the rowids: one seek at each end, and an upper bound of the rows."""
         rowid: sa.ColumnElement[int] = sa.literal_column("rowid")
@@ -190,10 +201,20 @@ class SQLite(Dialect):
             return None  # WITHOUT ROWID keeps no such number
         return 0 if high is None else int(high) - int(low) + 1
 
+    def row_bytes(self, connection: sa.Connection, table: sa.Table) -> int | None:
+        """Look at the first few rows: SQLite keeps no statistics of that kind."""
+        lengths = [sa.func.length(sa.cast(column, sa.LargeBinary)) for column in table.c]
+        rows = connection.execute(sa.select(*lengths).limit(_FEW_ROWS)).all()
+        return sum(sum(n or 0 for n in row) for row in rows) // len(rows) if rows else None
+
     def complete_reflection(self, connection: sa.Connection, table: sa.Table) -> None:
         for column in table.c:
             if isinstance(column.type, sa.Numeric) and not isinstance(column.type, sa.Float):
                 column.type = _Number()  # SQLAlchemy's would cut it to ten digits
+
+    def is_typed(self, kind: TypeEngine[Any]) -> bool:
+        """Every column but those of affinity BLOB converts the numbers that it is given."""
+        return not isinstance(kind, (sa.types.NullType, *BINARY_TYPES))
 
     def explain(self, connection: sa.Connection, statement: sa.Select[Any]) -> Explanation:
         rows = connection.execute(Explain("EXPLAIN QUERY PLAN", statement))
@@ -224,8 +245,24 @@ class SQLite(Dialect):
     ) -> BulkUpdate:
         return FunctionUpdate(target, writes, narrow, verifies=verifies)
 
+    def health(self, table: sa.Table, settings: Settings) -> list[Signal]:
+        places = reachable([Path(file) for file in _files(self.engine.url)])
+        if not places or not settings.min_free_disk:
+            return []
+        return [FreeDisk(settings.min_free_disk, lambda reader: places)]
+
+    @property
+    def triggers(self) -> SQLiteTriggers:
+        return SQLiteTriggers(self)
+
     def lock(self, statement: sa.Select[Any]) -> sa.Select[Any]:
         return statement  # BEGIN IMMEDIATE holds the only write lock there is
+
+
+def _files(url: sa.URL) -> list[str]:
+    """Return the file of a database; none of one in memory."""
+    name = (url.database or "").removeprefix("file:").partition("?")[0]
+    return [] if name in ("", ":memory:") or "mode=memory" in str(url) else [name]
 
 
 def _busy_timeout(connection: sa.Connection, seconds: float) -> None:

@@ -18,7 +18,7 @@ from backfill.errors import UnsendableValue
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from backfill.pages import Page
+    from backfill.pages import Page, PageReader, Raw
     from backfill.targets import Target
 
 _STORABLE = frozenset({int, float, str, bytes, type(None)})
@@ -71,7 +71,7 @@ class FunctionUpdate(BulkUpdate):
             if self._verifies:
                 raise Overtaken from error  # with the lock, the rows may go one by one
             return self._fallback.write(connection, page, outputs, parameters)
-        self._teach(connection, len(page.reader.columns))
+        self._teach(connection, page.reader)
         self._is_overtaken = False
         try:
             return connection.execute(statement, parameters).rowcount
@@ -87,9 +87,10 @@ class FunctionUpdate(BulkUpdate):
     def _fill(self, page: Page, outputs: Sequence[Mapping[str, Any]], *, is_alone: bool) -> None:
         columns = page.key_columns if self._width == 1 else ()
         keys = columns[0] if columns else [raw[: self._width] for raw in page.rows]
+        rows = _exact_rows(page.rows, page.reader.loose)
         for i, (name, process) in enumerate(zip(self._writes, self._processes, strict=True)):
             values = _stored([output[name] for output in outputs], process)
-            by = keys if is_alone or i > 0 else page.rows
+            by = keys if is_alone or i > 0 else rows
             self._values[i].clear()
             self._values[i].update(zip(by, values, strict=True))
 
@@ -115,19 +116,23 @@ class FunctionUpdate(BulkUpdate):
         function = getattr(sa.func, f"{self._prefix}_{name}")
         return function(*arguments, type_=sa.types.NullType())
 
-    def _teach(self, connection: sa.Connection, columns: int) -> None:
+    def _teach(self, connection: sa.Connection, reader: PageReader) -> None:
         known: set[str] = connection.info.setdefault("backfill_functions", set())
         if self._prefix in known:
             return
         known.add(self._prefix)
         driver: Any = connection.connection.dbapi_connection
         width, first = self._width, self._values[0]
-        driver.create_function(f"{self._prefix}_row_0", columns, self._look_up)
-        driver.create_function(f"{self._prefix}_row_known", columns, lambda *row: row in first)
+        look_up, is_row_known = self._look_up, _by_key(first.__contains__)
+        if reader.loose:
+            look_up, is_row_known = (_exactly(f, reader.loose) for f in (look_up, is_row_known))
+        columns = len(reader.columns)
+        driver.create_function(f"{self._prefix}_row_0", columns, look_up)
+        driver.create_function(f"{self._prefix}_row_known", columns, is_row_known)
         for i, values in enumerate(self._values):
-            by_key = values.__getitem__ if width == 1 else _by_key(values)
+            by_key = values.__getitem__ if width == 1 else _by_key(values.__getitem__)
             driver.create_function(f"{self._prefix}_key_{i}", width, by_key)
-        is_known = first.__contains__ if width == 1 else lambda *key: key in first
+        is_known = first.__contains__ if width == 1 else _by_key(first.__contains__)
         driver.create_function(f"{self._prefix}_key_known", width, is_known)
 
     def _look_up(self, *row: Any) -> Any:
@@ -138,8 +143,25 @@ class FunctionUpdate(BulkUpdate):
             raise
 
 
-def _by_key(values: dict[Any, Any]) -> Callable[..., Any]:
-    return lambda *key: values[key]
+def _by_key(function: Callable[[Any], Any]) -> Callable[..., Any]:
+    return lambda *key: function(key)
+
+
+def _exact_rows(rows: Sequence[Raw], loose: Sequence[int]) -> Sequence[Raw]:
+    return [_exact(row, loose) for row in rows] if loose else rows
+
+
+def _exactly(function: Callable[..., Any], loose: Sequence[int]) -> Callable[..., Any]:
+    return lambda *row: function(*_exact(row, loose))
+
+
+def _exact(row: Raw, loose: Sequence[int]) -> Raw:
+    """Return a row that equals no other: for Python 1 is 1.0, and 0.0 is -0.0."""
+    values = list(row)
+    for i in loose:
+        if type(values[i]) in (int, float):
+            values[i] = (type(values[i]), repr(values[i]))
+    return tuple(values)
 
 
 def _stored(values: list[Any], process: Callable[[Any], Any] | None) -> list[Any]:

@@ -11,25 +11,25 @@ import secrets
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
 from backfill.dialects import ErrorKind, Limits
 from backfill.errors import LeaseLost, StateError
-from backfill.runs import Status, check_transition
+from backfill.runs import Status, Terms, check_transition
 from backfill.store import quarantine, ranges, runs
 from backfill.store.quarantine import count as count_failures
 from backfill.store.runs import current, exists
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from backfill.dialects import Dialect
     from backfill.keys import KeyValues
     from backfill.runs import Checkpoint, Failure, KeyRange, Lease, NewRun, Run
 
-__all__ = ["Store", "count_failures", "current", "exists"]
+__all__ = ["Store", "count_failures", "current", "exists", "note"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,14 @@ _REUSABLE_SECONDS = 5.0
 """A connection idle for longer may have been cut by a pooler or a firewall."""
 _CREATE_TRIES = 5
 _CLAIMABLE = (Status.PENDING, Status.RUNNING, Status.FAILED)
+
+
+def note(
+    connection: sa.Connection, dialect: Dialect, name: str, what: str, details: str = ""
+) -> None:
+    """Add to the audit of a backfill's latest run, in the caller's transaction."""
+    run = current(connection, name)
+    runs.note(connection, dialect, name, run.id if run is not None else None, what, details)
 
 
 class Store:
@@ -84,6 +92,10 @@ class Store:
                     return connection
                 connection.close()
         return self._dialect.open(_LIMITS)
+
+    @property
+    def dialect(self) -> Dialect:
+        return self._dialect
 
     def exists(self) -> bool:
         """Whether the tables are there. Raises StateError if they are a newer version's."""
@@ -169,6 +181,58 @@ class Store:
             found = ranges.of_pass(connection, self._dialect, now)
             if not any(one.lease_is_live for one in found):
                 runs.set_status(connection, self._dialect, now, Status.PENDING, None)
+
+    def change(self, name: str, changes: Mapping[str, Any]) -> Run:
+        """Change settings of a backfill's unfinished run, None taking a change back.
+
+        Its runners follow when they look next. Raises StateError if there is no such run.
+        """
+        with self.transaction() as connection:
+            run = current(connection, name, lock=self._dialect)
+            if run is None or run.is_over:
+                raise StateError(
+                    f"Backfill {name!r} has no unfinished run whose settings could be changed; give"
+                    " them to `backfill run`, or set them in the class."
+                )
+            changed = runs.change(connection, self._dialect, run, changes)
+            details = ", ".join(f"{k}={'' if v is None else v}" for k, v in changes.items())
+            self._note(connection, run.name, run.id, "set", details)
+        return replace(run, changed=changed)
+
+    def terms(self, run: Run) -> Terms:
+        """Return how a run stands. Raises LeaseLost if it is there no more."""
+        with self.transaction(write=False) as connection:
+            now = runs.by_id(connection, run.id)
+            if now is None:
+                raise LeaseLost(0)
+            return Terms(now.status, ranges.sharing(connection, self._dialect, run), now.changed)
+
+    def last_note(self, run: Run) -> tuple[str, str] | None:
+        """Return what the audit of a run says last, and the details."""
+        with self.transaction(write=False) as connection:
+            return runs.last_note(connection, run.id)
+
+    def note(self, run: Run, what: str, details: str) -> None:
+        """Add to the audit of a run."""
+        with self.transaction() as connection:
+            self._note(connection, run.name, run.id, what, details)
+
+    def touch(self, connection: sa.Connection, run: Run) -> None:
+        """Write the least that there is to write, for a probe."""
+        runs.touch(connection, self._dialect, run)
+
+    def take_turn(self, run: Run, what: str, every: int) -> bool:
+        """Whether the run has changed so many rows, or a multiple, since something was done, and
+        the caller is the one to do it now. Noted with the rows changed, under the run's lock."""
+        with self.transaction() as connection:
+            now = current(connection, run.name, lock=self._dialect)
+            if now is None or now.id != run.id:
+                return False
+            changed = ranges.changed(connection, run)
+            if changed // every <= runs.last_number(connection, run.id, what) // every:
+                return False
+            self._note(connection, run.name, run.id, what, str(changed))
+            return True
 
     def accept(self, run: Run, fingerprint: str) -> None:
         """Let the run go on with a declaration that changed."""

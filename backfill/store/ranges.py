@@ -55,11 +55,18 @@ def insert(
         )
 
 
+def sharing(connection: sa.Connection, dialect: Dialect, run: Run) -> int:
+    """Count the run's live leases, by the database's clock."""
+    statement = sa.select(sa.func.count()).where(
+        _range.c.run_id == run.id, _range.c.finished == sa.false(), _is_live(dialect)
+    )
+    return int(connection.execute(statement).scalar_one())
+
+
 def of_pass(connection: sa.Connection, dialect: Dialect, run: Run) -> list[KeyRange]:
     """Return the ranges of the run's present pass, in key order."""
-    is_live = sa.and_(_range.c.token.is_not(None), _range.c.lease_expires > dialect.now())
     rows = connection.execute(
-        sa.select(_range, sa.case((is_live, 1), else_=0).label("is_live"))
+        sa.select(_range, sa.case((_is_live(dialect), 1), else_=0).label("is_live"))
         .where(_range.c.run_id == run.id, _range.c.pass_number == run.pass_number)
         .order_by(_range.c.id)
     )
@@ -158,6 +165,7 @@ def checkpoint(
             "is_finished": new.finished,
             "rate": new.rows_per_second,
             "now_size": new.size,
+            "why": new.throttled,
         },
     )
     return result.rowcount == 1
@@ -181,6 +189,10 @@ def changed(connection: sa.Connection, run: Run, pass_number: int | None = None)
     if pass_number is not None:
         statement = statement.where(_range.c.pass_number == pass_number)
     return int(connection.execute(statement).scalar_one())
+
+
+def _is_live(dialect: Dialect) -> sa.ColumnElement[bool]:
+    return sa.and_(_range.c.token.is_not(None), _range.c.lease_expires > dialect.now())
 
 
 def _as_found(found: KeyRange) -> sa.ColumnElement[bool]:
@@ -241,7 +253,7 @@ def _checkpoint(dialect: Dialect, lease_seconds: float) -> sa.Update:
             finished=sa.bindparam("is_finished", type_=sa.Boolean),
             rows_per_second=sa.bindparam("rate", type_=sa.Float),
             size=sa.bindparam("now_size", type_=sa.Integer),
-            throttled=None,
+            throttled=sa.bindparam("why", type_=sa.Text),
             lease_expires=dialect.now(lease_seconds),
             updated_at=dialect.now(),
         )

@@ -14,10 +14,14 @@ from backfill.errors import StateError
 from backfill.runs import Run, Status
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from backfill.dialects import Dialect
     from backfill.runs import NewRun
 
 _run, _event = tables.run, tables.event
+_CHANGED = "set"
+"""Where in its settings a run keeps what `backfill set` made of them."""
 
 
 def exists(connection: sa.Connection) -> bool:
@@ -47,6 +51,12 @@ def current(connection: sa.Connection, name: str, *, lock: Dialect | None = None
     if lock is not None and lock.row_locks:
         statement = statement.with_for_update(key_share=True)
     row = connection.execute(statement).first()
+    return None if row is None else _to_run(row)
+
+
+def by_id(connection: sa.Connection, run_id: int) -> Run | None:
+    """Return a run as it is now."""
+    row = connection.execute(sa.select(_run).where(_run.c.id == run_id)).first()
     return None if row is None else _to_run(row)
 
 
@@ -90,6 +100,23 @@ def set_fingerprint(connection: sa.Connection, run: Run, fingerprint: str) -> No
     connection.execute(sa.update(_run).where(_run.c.id == run.id).values(fingerprint=fingerprint))
 
 
+def change(
+    connection: sa.Connection, dialect: Dialect, run: Run, changes: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Change settings of a run, None taking a change back; all that are changed then."""
+    text = connection.execute(sa.select(_run.c.settings).where(_run.c.id == run.id)).scalar_one()
+    changed = {k: v for k, v in {**run.changed, **changes}.items() if v is not None}
+    settings = json.dumps({**json.loads(text), _CHANGED: changed})
+    statement = sa.update(_run).where(_run.c.id == run.id)
+    connection.execute(statement.values(settings=settings, updated_at=dialect.now()))
+    return changed
+
+
+def touch(connection: sa.Connection, dialect: Dialect, run: Run) -> None:
+    """Say that the run's row was written to just now."""
+    connection.execute(sa.update(_run).where(_run.c.id == run.id).values(updated_at=dialect.now()))
+
+
 def next_pass(connection: sa.Connection, dialect: Dialect, run: Run) -> bool:
     """Count the pass up, unless another runner just did."""
     advanced = connection.execute(
@@ -101,7 +128,12 @@ def next_pass(connection: sa.Connection, dialect: Dialect, run: Run) -> bool:
 
 
 def note(
-    connection: sa.Connection, dialect: Dialect, name: str, run_id: int, what: str, details: str
+    connection: sa.Connection,
+    dialect: Dialect,
+    name: str,
+    run_id: int | None,
+    what: str,
+    details: str,
 ) -> None:
     """Add to the audit: who did what when."""
     connection.execute(
@@ -114,6 +146,20 @@ def note(
             details=details,
         )
     )
+
+
+def last_number(connection: sa.Connection, run_id: int, what: str) -> int:
+    """Return the details of a run's last such event, which are a number; 0 if there is none."""
+    statement = sa.select(_event.c.details).where(_event.c.run_id == run_id, _event.c.what == what)
+    found = connection.execute(statement.order_by(_event.c.id.desc()).limit(1)).scalar()
+    return int(found or 0)
+
+
+def last_note(connection: sa.Connection, run_id: int) -> tuple[str, str] | None:
+    """Return what happened to a run last, and its details."""
+    statement = sa.select(_event.c.what, _event.c.details).where(_event.c.run_id == run_id)
+    row = connection.execute(statement.order_by(_event.c.id.desc()).limit(1)).first()
+    return None if row is None else (row.what, row.details)
 
 
 def _who() -> str:
@@ -137,4 +183,5 @@ def _to_run(row: Any) -> Run:
         horizon=row.horizon,
         error=row.error,
         updated_at=row.updated_at,
+        changed=json.loads(row.settings).get(_CHANGED, {}),
     )

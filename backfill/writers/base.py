@@ -37,6 +37,8 @@ class Writer:
         """`compute` calls `pulse` often; else somebody else must keep the lease meanwhile."""
         self.compute_seconds = 0.0
         """How long the last chunk was computed."""
+        self.row_bytes: int | None = None
+        """About how many bytes a row of it has, as read and as written; None: nobody saw them."""
 
     def forget(self) -> None:
         """A new chunk begins: what was computed for the last one is of no use any more."""

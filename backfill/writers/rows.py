@@ -25,6 +25,7 @@ from backfill.dialects import ErrorKind, Overtaken
 from backfill.errors import DeclarationError, UnreadableRow, UnsendableValue
 from backfill.failures import describe, stack
 from backfill.runs import Failure
+from backfill.widths import row_bytes
 from backfill.writers.base import Writer, Written
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ class RowsWriter(Writer):
         self._page, self._outputs = chunk.page, outputs
         self._groups = self._grouped(chunk.page, outputs)
         self.compute_seconds = time.perf_counter() - started
+        self.row_bytes = row_bytes(chunk.page.rows) + row_bytes(outputs)
         if stale:
             self._seconds_per_row = self.compute_seconds / len(stale)
         return chunk

@@ -88,6 +88,7 @@ STATUS_TYPES = {
     "seconds_left": (int, float, NOTHING),
     "failures": int,
     "throttled": (TEXT, NOTHING),
+    "set": dict,
     "ranges": list,
 }
 RANGE_TYPES = {

@@ -110,7 +110,7 @@ def measure(place: Place, job: str, variant: Variant, rows: int) -> Sample:
     """Make a table, have it filled, and look at every row of it."""
     column = variant.column if isinstance(variant, Peer) else COLUMN
     with place.database() as database, tempfile.TemporaryDirectory(prefix="backfill-") as folder:
-        words, directory = _command(variant, job, database, Path(folder))
+        words, directory = command_for(variant, job, database, Path(folder))
         fill(database, TABLE, rows, targets=[COLUMN], undisturbed=True)
         flush(database, TABLE)
         before = place.cpu_seconds()
@@ -131,7 +131,7 @@ def _sample(watched: Watched, rows: int, server_cpu_seconds: float) -> Sample:
     )
 
 
-def _command(
+def command_for(
     variant: Variant, job: str, database: Database, folder: Path
 ) -> tuple[list[str], Path]:
     """The words of the command, and the folder that it runs in."""

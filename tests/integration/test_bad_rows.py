@@ -269,6 +269,49 @@ def test_transform_that_always_raises_stops_early(engine: sa.Engine) -> None:
     assert set(read(engine, things, "n")) == {0}
 
 
+# Types, and a value that the driver refuses to read.
+UNREADABLE = {"postgresql": ("timestamp", "'infinity'"), "sqlite": ("text", "CAST(X'FF' AS text)")}
+
+
+@pytest.mark.requires("unreadable_values")
+@pytest.mark.parametrize("bad", [5, 95, 185])
+def test_row_that_cannot_be_read_is_the_only_one_blamed(engine: sa.Engine, bad: int) -> None:
+    """Its chunk is cut again by keys alone, and may be another one: pending rows are few."""
+    declared, unreadable = UNREADABLE[engine.dialect.name]
+    things = sa.Table(
+        "things",
+        sa.MetaData(),
+        *(sa.Column(name, sa.Integer, primary_key=True) for name in ("a", "b")),
+        sa.Column("n", sa.Integer),
+    )
+    pending = [*range(bad % 10, 200, 10), 96]
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            f"CREATE TABLE things (a integer NOT NULL, b integer NOT NULL, given {declared},"
+            " n integer, PRIMARY KEY (a, b))"
+        )
+        connection.execute(
+            things.insert(),
+            [{"a": i // 50, "b": i, "n": None if i in pending else 0} for i in range(200)],
+        )
+        connection.exec_driver_sql(f"UPDATE things SET given = {unreadable} WHERE b = {bad}")
+
+    class Reading(Backfill):
+        name = "reading"
+        table = "things"
+        where = "n IS NULL"
+        reads = ("given",)
+        writes = ("n",)
+
+        def transform(self, row: Any) -> Row:
+            return {"n": 1}
+
+    assert run(engine, Reading, chunk_size=10).outcome is Outcome.QUARANTINED
+    assert [one["key"] for one in failures(engine, Reading)] == [[bad // 50, bad]]
+    left = dict.fromkeys(pending, 1) | {bad: None}
+    assert read(engine, things, "n") == [left.get(i, 0) for i in range(200)]
+
+
 class ReturningText(Declares):
     writes = ("name",)
 

@@ -11,11 +11,13 @@ import pytest
 import sqlalchemy as sa
 
 from backfill import Backfill
+from backfill.budget import Turn
 from backfill.writers import rows as rows_writer
 from tests.integration.support import complete, fill, make, read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 ROWS = 40
 
@@ -211,3 +213,95 @@ def test_encoding_of_the_connection(engine: sa.Engine) -> None:
 
     complete(latin, Copying)
     assert read(engine, table, "copy") == ["café"] * 3
+
+
+@pytest.fixture
+def attached(engine: sa.Engine, tmp_path: Path) -> sa.Table:
+    """The table, in a file of its own."""
+
+    @sa.event.listens_for(engine, "connect")
+    def attach(connection: Any, _record: Any) -> None:
+        connection.execute("ATTACH ? AS other", [str(tmp_path / "other.sqlite3")])
+
+    return make(
+        engine,
+        "things",
+        sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("n", sa.Integer, nullable=False),
+        sa.Column("doubled", sa.Integer),
+        rows=[{"id": i, "n": i} for i in range(ROWS)],
+        schema="other",
+    )
+
+
+@pytest.mark.requires("attached_files")
+def test_change_in_an_attached_file(engine: sa.Engine, attached: sa.Table) -> None:
+    """Each file tells of writes to itself alone."""
+
+    def change() -> None:
+        with engine.begin() as connection:
+            connection.execute(attached.update().where(attached.c.id == 3).values(n=1000))
+
+    declaration = type("Double", (doubling(change),), {"table": "other.things"})
+    complete(engine, declaration)
+    assert all(d == 2 * n for n, d in doubled(engine, attached))
+
+
+@pytest.mark.requires("attached_files")
+def test_company_in_an_attached_file(
+    engine: sa.Engine, attached: sa.Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who writes to it gets a turn between our chunks, too."""
+    noticed: list[int] = []
+    monkeypatch.setattr(Turn, "note_company", lambda _turn: noticed.append(1))
+
+    class Double(Doubling):
+        name = "double"
+        table = "other.things"
+        computed = []
+
+        def transform(self, row: Any) -> dict[str, Any]:
+            self.computed.append(row.id)
+            if self.computed.count(25) == 1 and row.id == 25:
+                with engine.begin() as connection:
+                    connection.execute(attached.update().values(n=-1))
+            return {"doubled": 2 * row.n}
+
+    complete(engine, Double, chunk_size=10)
+    assert noticed
+
+
+@pytest.mark.requires("untyped_columns")
+@pytest.mark.parametrize("declared", ["", "blob"])
+@pytest.mark.parametrize(("before", "after"), [("1", "1.0"), ("1.0", "1"), ("0.0", "-0.0")])
+def test_equal_for_python_is_not_the_same(
+    engine: sa.Engine, declared: str, before: str, after: str
+) -> None:
+    """Numbers of another type, or sign."""
+
+    def execute(statement: str) -> None:
+        with engine.begin() as connection:
+            connection.exec_driver_sql(statement)
+
+    execute(f"CREATE TABLE words (id integer NOT NULL PRIMARY KEY, word {declared}, copy text)")
+    execute(f"INSERT INTO words (id, word) VALUES (1, {before}), (2, {before}), (3, 'x')")
+
+    class Copying(Doubling):
+        name = "copying"
+        table = "words"
+        where = None  # type: ignore[assignment]  # no sweep comes by again
+        reads = ["word"]
+        writes = ["copy"]
+        computed = []
+
+        def transform(self, row: Any) -> dict[str, Any]:
+            self.computed.append(row.id)
+            if len(self.computed) == 1:
+                execute(f"UPDATE words SET word = {after} WHERE id = 2")
+            return {"copy": repr(row.word)}
+
+    complete(engine, Copying)
+    with engine.connect() as connection:
+        rows = connection.exec_driver_sql("SELECT copy FROM words ORDER BY id")
+        assert [copy for (copy,) in rows] == [before, after, "'x'"]
+    assert Copying.computed == [1, 2, 3, 2], "only what changed is computed again"

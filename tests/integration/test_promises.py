@@ -8,21 +8,22 @@ import logging
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
 
-from backfill import Backfill, quarantine, runner, settings
+from backfill import Backfill, proof, quarantine, runner, settings
 from backfill.budget import Budget
 from backfill.dialects import dialect_for
 from backfill.runs import Outcome, Status
 from backfill.store import Store
 from backfill.workers import Worker
-from tests.integration.support import bound, complete, run
+from tests.integration.support import LIMITS, bound, complete, run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 CANARY = 4711_0815
 
@@ -129,6 +130,31 @@ def test_row_that_becomes_pending_late_is_swept(
     complete(engine, FillM)
 
     assert set(column(engine, "m").values()) == {1}
+
+
+def test_row_that_moves_behind_the_end_of_the_table_is_seen(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The proof reads how large the table is; then every row is written anew, at its end."""
+    rows = 1_000
+    put(engine, *((i, 0, 1) for i in range(1, rows + 1)))
+    monkeypatch.setattr(proof, "LONGEST_STRIDE", 100)
+    target = bound(engine, FillM)
+    moved = sa.update(things).values(n=1, m=sa.case((things.c.id < rows, 1)))
+    reads: list[int] = []
+
+    @contextmanager
+    def reading() -> Iterator[None]:
+        reads.append(1)
+        if len(reads) == 2:  # the first one tells of the end
+            with engine.begin() as application:
+                application.execute(moved)
+        with target.dialect.transaction(connection, LIMITS, write=False):
+            yield
+
+    with target.dialect.open(LIMITS) as connection:
+        assert proof.any_pending(connection, target, reading=reading)
+    assert len(reads) > 2
 
 
 def test_mended_class_goes_on_after_sweeps_that_went_nowhere(engine: sa.Engine) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 from contextlib import ExitStack
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -254,6 +256,38 @@ def test_plan_tells_of_a_column_that_is_written_slowly(places: Places) -> None:
     place.make_pairs("blob", [b"\1"] * 3)
     plan = make_plan(bound(place.engine, copying()), Settings())
     assert [warning for warning in plan.warnings if "'dst'" in warning] == []
+
+
+class ToInterval(Backfill, abstract=True):
+    """Makes an interval of every number of microseconds."""
+
+    table = "things"
+    reads = ("src",)
+    writes = ("dst",)
+
+    def transform(self, row: Any) -> Row:
+        return {"dst": timedelta(microseconds=row.src)}
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+def test_sign_of_an_interval_where_the_server_reads_them_by_the_standard(
+    places: Places, driver: str
+) -> None:
+    """By `IntervalStyle = sql_standard` a leading minus is for all that follows without a sign."""
+    place = places[driver]
+    day = 86_400_000_000
+    values = [0, -1, 1, -day, 1 - day, day - 1, -99_999 * day + 7, 3 * day - 4, -3 * day // 2]
+    rows = ", ".join(f"({i}, {value}, NULL)" for i, value in enumerate(values))
+    place.execute(
+        "DROP TABLE IF EXISTS things",
+        "CREATE TABLE things (id int NOT NULL PRIMARY KEY, src bigint NOT NULL, dst interval)",
+        f"INSERT INTO things (id, src, dst) VALUES {rows}",
+    )
+    options = {"options": "-c IntervalStyle=sql_standard"}
+    engine = sa.create_engine(place.engine.url, poolclass=sa.NullPool, connect_args=options)
+    complete(engine, type("Making", (ToInterval,), {"name": next(names)}))
+    written = place.rows("SELECT extract(epoch FROM dst) * 1000000 FROM things ORDER BY id")
+    assert [value for (value,) in written] == values
 
 
 class Counts(Backfill, abstract=True):

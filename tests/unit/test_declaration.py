@@ -138,6 +138,7 @@ def values(self: Any, table: sa.Table) -> dict[str, Any]:
         {"schema": "shop"},
         {"table": "shop.users"},
         {"revision": "8f2c1a"},
+        {"sync": True, "where": "name IS NULL"},
         {"chunk_size": None},
         {"chunk_size": 100, "lock_timeout": 0, "max_failures": 0, "target_seconds": 1},
     ],
@@ -196,6 +197,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({**SET, "where": "  \n"}, "where"),
     ({**SET, "where": True}, "where"),
     ({**SET, "where": sa.text("name IS NULL")}, "where"),
+    # triggers
+    ({**SET, "sync": "yes"}, "True or False"),
+    ({**SET, "where": None, "sync": True}, "`sync` needs `values` and `where`"),
+    ({**ROWS, "where": "name IS NULL", "sync": True}, "`sync` needs `values` and `where`"),
+    ({**CUSTOM, "where": "name IS NULL", "sync": True}, "`sync` needs `values` and `where`"),
     # settings
     ({**SET, "chunk_size": 0}, "FillNames sets chunk_size to 0"),
     ({**SET, "workers": "many"}, "FillNames sets workers to 'many'"),
@@ -363,6 +369,12 @@ def test_fingerprint_ignores_what_writes_nothing_else(
     load: Callable[[str], type[Backfill]], body: str, addition: str
 ) -> None:
     assert load(body).fingerprint() == load(f"{addition}\n{body}").fingerprint()
+
+
+def test_fingerprint_ignores_triggers() -> None:
+    """The walk writes the same with them, so a run may go on when they are wanted later."""
+    attributes = {**SET, "where": "name IS NULL"}
+    assert declare({**attributes, "sync": True}).fingerprint() == declare(attributes).fingerprint()
 
 
 def with_constant(value: str) -> str:

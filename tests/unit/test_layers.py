@@ -22,32 +22,50 @@ PACKAGE = Path(backfill.__path__[0])
 # are one name each; inside them, and between any two modules, there is no cycle.
 LAYERS = [
     {"__init__", "__main__"},
-    {"cli", "operations", "testing"},
+    {"flask"},
+    {"cli", "completion", "operations", "testing"},
     {"running"},
     {"context", "quarantine", "runner"},
     {"processes"},
+    {"threads"},
     {"workers"},
-    {"budget"},
+    {"holding", "sessions"},
+    {"budget", "pacing", "collector"},
     {"planner", "overview", "scaffold"},
-    {"proof", "project", "discovery", "ranges", "sizing", "retries", "reporters", "writers"},
+    {"aftercare", "sync"},
+    {
+        *("proof", "project", "discovery", "ranges", "sizing", "retries", "reporters", "writers"),
+        *("signals", "probing"),
+    },
+    {"configuration"},
+    {"application"},
     {"presentation"},
     {"failures", "trail"},
     {"chunks", "store", "targets"},
     {"declaration", "pages"},
     {"keys", "runs", "tables", "dialects", "owners", "statements"},
     {"settings"},
-    {"errors"},
+    {"errors", "kinds", "throttles"},
+    {"windows", "steering", "widths", "readings"},
 ]
 
 SINGLE_OWNERS = {
-    "click": {"cli"},
+    "click": {"cli", "flask"},
+    "flask": {"application", "flask"},
     "tqdm": {"reporters"},
     "tenacity": {"retries"},
-    "alembic": {"project", "operations", "discovery", "scaffold"},
+    "alembic": {
+        "configuration",
+        "project",
+        "operations",
+        "discovery",
+        "scaffold",
+        "testing.schema",
+    },
 }
 
 # Who may import the definitions of our own tables: SQL on them is the store's.
-READERS_OF_TABLES = {"store", "operations"}
+READERS_OF_TABLES = {"store", "operations", "testing"}
 
 
 @dataclass(frozen=True)

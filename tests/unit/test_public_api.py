@@ -19,6 +19,7 @@ def test_public_names() -> None:
         "BackfillError",
         "DeclarationWarning",
         "__version__",
+        "is_complete",
     ]
     assert all(hasattr(backfill, name) for name in backfill.__all__)
 
@@ -30,6 +31,7 @@ def test_public_methods_of_a_declaration() -> None:
         "transform",
         "transform_chunk",
         "apply",
+        "throttle",
         "description",
         "tuning",
         "fingerprint",

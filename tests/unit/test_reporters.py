@@ -48,6 +48,9 @@ def chunk(
 
 
 FINISHED = Event("finished", "fill", "complete, 7 rows changed", {"status": "succeeded"})
+WHY = "slowed to 40%: sessions 3.1 a processor (stops at 4)"
+SLOWED = Event("throttled", "fill", WHY, {"reason": WHY})
+FREE = Event("throttled", "fill", "goes on at its full pace", {"reason": None})
 RETRY = Event("retry", "fill", "waits: a row is locked", {"attempt": 4, "reason": "locked"})
 
 
@@ -132,6 +135,10 @@ def test_log_says_what_has_a_text() -> None:
         "fill: waits: a row is locked",
         "fill: complete, 7 rows changed",
     ]
+
+
+def test_log_says_why_it_is_slow() -> None:
+    assert log(started(), SLOWED, FREE)[1:] == [f"fill: {WHY}", "fill: goes on at its full pace"]
 
 
 def test_log_is_silent_on_events_without_text() -> None:
@@ -253,6 +260,13 @@ def test_bar_goes_when_its_range_ends() -> None:
 def test_bars_of_several_ranges() -> None:
     shown = screen(started(ranges=4), *(chunk(10, number=number) for number in range(4)))
     assert "2.50k" in shown
+
+
+def test_bar_says_why_it_is_slow_as_long_as_it_is() -> None:
+    assert f"fill: {WHY}\n" in screen(started(), SLOWED)
+    shown = screen(started(), chunk(), SLOWED, chunk(total=2_000), FREE, chunk(total=3_000))
+    assert f"chunk 500, {WHY}" in shown
+    assert WHY not in shown.rpartition("goes on at its full pace")[2]
 
 
 def test_bar_says_why_it_waits() -> None:

@@ -18,6 +18,8 @@ T = TypeVar("T")
 
 CHUNK_SET = 10_000
 """Rows: from here on a loop is as fast as one UPDATE."""
+CHUNKS = (1_000, 10_000, 50_000)
+"""Rows that people choose, where others use the table meanwhile."""
 CHUNK_ROWS = 5_000
 """Rows that Python transforms at once: more gain nothing."""
 CHUNK_ORM = 1_000

@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 import json
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 from tests.benchmarks.peers.common import (
     CHUNK_ROWS,
     CHUNK_SET,
+    CHUNKS,
     Address,
     main,
     transformed,
@@ -78,14 +80,14 @@ def server_loop(address: Address) -> None:
         cursor.execute("CALL fill_full_name()")
 
 
-def set_loop(address: Address) -> None:
+def set_loop(address: Address, rows: int = CHUNK_SET) -> None:
     with connect(address) as connection, working():
         cursor = connection.cursor()
         cursor.execute(LAST)
         last = cursor.fetchone()[0]
         low = 0
         while low < last:
-            cursor.execute(BOUND, (low, CHUNK_SET - 1))
+            cursor.execute(BOUND, (low, rows - 1))
             bound = cursor.fetchone()
             high = bound[0] if bound else last
             cursor.execute(f"{UPDATE} WHERE id > %s AND id <= %s", (low, high))
@@ -113,6 +115,7 @@ if __name__ == "__main__":
             "single_update": single_update,
             "server_loop": server_loop,
             "set_loop": set_loop,
+            **{f"set_loop_{rows}": partial(set_loop, rows=rows) for rows in CHUNKS},
             "json_table": json_table,
         }
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -9,6 +10,7 @@ import psycopg
 from tests.benchmarks.peers.common import (
     CHUNK_ROWS,
     CHUNK_SET,
+    CHUNKS,
     Address,
     main,
     transformed,
@@ -78,12 +80,12 @@ def server_loop(address: Address) -> None:
         connection.execute("CALL fill_full_name()")
 
 
-def set_loop(address: Address) -> None:
+def set_loop(address: Address, rows: int = CHUNK_SET) -> None:
     with connect(address) as connection, connection.cursor() as cursor, working():
         (last,) = cursor.execute(LAST).fetchone() or (0,)
         low = 0
         while low < last:
-            bound = cursor.execute(BOUND, (low, CHUNK_SET - 1)).fetchone()
+            bound = cursor.execute(BOUND, (low, rows - 1)).fetchone()
             high = bound[0] if bound else last
             cursor.execute(f"{UPDATE} WHERE id > %s AND id <= %s", (low, high))
             connection.commit()
@@ -121,6 +123,7 @@ if __name__ == "__main__":
             "single_update": single_update,
             "server_loop": server_loop,
             "set_loop": set_loop,
+            **{f"set_loop_{rows}": partial(set_loop, rows=rows) for rows in CHUNKS},
             "unnest": lambda address: rows_loop(address, write_arrays),
             "copy": lambda address: rows_loop(address, write_copy, STAGE),
         }

@@ -1,0 +1,139 @@
+"""What an application may ask while it serves a request: is a backfill complete?
+
+The answer is bounded in time and errs on one side only: True was proved, False may also mean that
+nobody knows.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from backfill import store
+from backfill.dialects import dialect_for
+from backfill.errors import BackfillError
+from backfill.failures import describe
+from backfill.runs import Status
+from backfill.targets import bind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from backfill.declaration import Backfill
+    from backfill.targets import Target
+
+logger = logging.getLogger(__name__)
+
+LOOKED_AT = 1_000
+"""Rows that a request looks at, at most: a few milliseconds by the primary key."""
+_REMEMBERED = "backfill_complete"
+"""Key of a database connection's info: what was found complete, and whether the data were asked."""
+
+
+def is_complete(
+    connection_or_session: Any, backfill: str | type[Backfill], *, remember: bool = True
+) -> bool:
+    """Whether a backfill is complete, cheaply enough to ask in every request.
+
+    The transaction of the Connection or Session (a `scoped_session`, too) goes on whatever is
+    found. Asynchronous ones ask by `await session.run_sync(backfill.is_complete, "name")`.
+
+    Given a name, the latest run says it: a success is recorded only after the data have proved
+    it. That is one short read of our own tables; the application needs neither Alembic's
+    configuration nor the declarations. After a downgrade below the backfill's revision such a
+    success is stale, until the next `backfill run` finds the rows pending.
+
+    Given the class itself, the data are asked besides: the first rows by key, `LOOKED_AT` of
+    them. So a success from before a downgrade is not believed where these are pending, and a
+    small table needs no run at all. That takes some 10 ms.
+
+    True is remembered with the database connection as long as that is open, a pooled one for as
+    long as it is in the pool; `remember=False` asks each time, for an application whose
+    connections go from one tenant's schema to another's. False also where that is not known: no
+    run yet, no privilege to read our tables, tables of a newer version. Such trouble is logged.
+    """
+    connection = _connection(connection_or_session)
+    name, declaration = (backfill, None) if isinstance(backfill, str) else (backfill.name, backfill)
+    remembered: set[tuple[str, bool]] = connection.info.setdefault(_REMEMBERED, set())
+    question = (name, declaration is not None)
+    if remember and question in remembered:
+        return True
+    answer = _answer(connection, name, declaration)
+    if answer and remember:
+        remembered.add(question)
+    return answer
+
+
+def _connection(given: Any) -> sa.Connection:
+    if isinstance(given, sa.Connection):
+        return given
+    has_one = callable(getattr(type(given), "connection", None))
+    found = given.connection() if has_one else None
+    if isinstance(found, sa.Connection):
+        return found
+    if inspect.iscoroutine(found):
+        found.close()  # nobody will await it
+    raise TypeError(
+        f"is_complete takes a Connection or a Session, not {type(given).__name__}. Where it is"
+        ' asynchronous: `await session.run_sync(backfill.is_complete, "name")`.'
+    )
+
+
+def _answer(connection: sa.Connection, name: str, declaration: type[Backfill] | None) -> bool:
+    try:
+        with _unharmed(connection):
+            return _is_complete(connection, name, declaration)
+    except (BackfillError, sa.exc.DBAPIError) as error:
+        if getattr(error, "connection_invalidated", False):
+            raise  # the caller's transaction is gone, and it has to know
+        logger.warning("is_complete(%r) is not known: %s", name, _shown(error, connection))
+        return False
+
+
+def _shown(error: Exception, connection: sa.Connection) -> str:
+    if isinstance(error, BackfillError):
+        return str(error)
+    return describe(error, dialect_for(connection.engine))
+
+
+@contextmanager
+def _unharmed(connection: sa.Connection) -> Iterator[None]:
+    """Keep an error of ours from ending the caller's transaction, as PostgreSQL would."""
+    if connection._is_autocommit_isolation():
+        yield
+        return
+    with connection.begin_nested():
+        yield
+
+
+def _is_complete(connection: sa.Connection, name: str, declaration: type[Backfill] | None) -> bool:
+    run = store.current(connection, name) if store.exists(connection) else None
+    if run is not None and run.status is not Status.SUCCEEDED:
+        return False
+    if declaration is None:
+        return run is not None
+    target = bind(declaration, dialect_for(connection.engine), connection)
+    rows, pending = _first_rows(connection, target)
+    if target.pending is None:
+        return run is not None or rows == 0
+    return pending == 0 and (run is not None or rows <= LOOKED_AT)
+
+
+def _first_rows(connection: sa.Connection, target: Target) -> tuple[int, int]:
+    """Count the first rows by key, one more than are looked at, and those of them that are
+    pending. By key, since nothing else keeps a database from reading the whole table."""
+    is_pending = sa.false() if target.pending is None else target.pending
+    first = (
+        sa.select(sa.case((is_pending, 1), else_=0).label("is_pending"))
+        .select_from(target.table)
+        .order_by(*target.key.columns)
+        .limit(LOOKED_AT + 1)
+        .subquery()
+    )
+    pending = sa.func.coalesce(sa.func.sum(first.c.is_pending), 0)
+    found = connection.execute(sa.select(sa.func.count(), pending).select_from(first)).one()
+    return int(found[0]), int(found[1])

@@ -1,0 +1,145 @@
+"""`sync = True` from the first command to the gate, to `cancel`, and back down again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import sqlalchemy as sa
+
+from tests.acceptance.counting import status
+
+if TYPE_CHECKING:
+    from tests.projects import AlembicProject
+
+CREATE_ITEMS = """
+def upgrade():
+    items = op.create_table(
+        "items",
+        sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("amount", sa.Integer, nullable=False),
+    )
+    op.bulk_insert(items, [{"id": i, "amount": i} for i in range(1, 31)])
+"""
+ADD_COLUMN = '''
+from backfill import Backfill
+
+
+def upgrade():
+    op.add_column("items", sa.Column("doubled", sa.Integer))
+
+
+def downgrade():
+    op.stop_backfill_sync("fill_doubled")
+    op.drop_column("items", "doubled")
+
+
+class FillDoubled(Backfill):
+    """Double the amounts."""
+
+    table = "items"
+    where = "doubled IS NULL"
+    values = {"doubled": "amount * 2"}
+    sync = True
+'''
+GATE = """
+import backfill
+
+
+def upgrade():
+    op.require_backfill("fill_doubled")
+    op.create_table("later", sa.Column("id", sa.Integer, primary_key=True))
+"""
+MODELS = """
+import sqlalchemy as sa
+
+metadata = sa.MetaData()
+sa.Table(
+    "items",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("amount", sa.Integer, nullable=False),
+    sa.Column("doubled", sa.Integer),
+)
+"""
+
+
+@pytest.fixture
+def declared(project: AlembicProject) -> AlembicProject:
+    """Thirty rows, a column to fill with its backfill, and a gate that is not yet passed."""
+    project.revision("a1", body=CREATE_ITEMS)
+    project.revision("b2", down="a1", body=ADD_COLUMN)
+    project.alembic("upgrade", "b2")
+    project.revision("c3", down="b2", body=GATE)
+    return project
+
+
+def doubled(engine: sa.Engine, key: int) -> int | None:
+    """What becomes of a row that an old application writes, which knows of no such column."""
+    with engine.begin() as connection:
+        connection.execute(sa.text(f"INSERT INTO items (id, amount) VALUES ({key}, {key})"))
+        query = sa.text(f"SELECT doubled FROM items WHERE id = {key}")
+        found: int | None = connection.execute(query).scalar_one()
+        return found
+
+
+def test_triggers_stay_until_the_gate_lets_through(
+    declared: AlembicProject, engine: sa.Engine
+) -> None:
+    assert declared.backfill("run", "--limit=10", "--chunk-size=5").returncode == 3
+    assert declared.alembic("upgrade", "head", check=False).returncode != 0
+    assert doubled(engine, 100) == 200
+    assert declared.backfill("run").returncode == 0
+    assert status(declared)["sync"] is True
+    assert doubled(engine, 101) == 202
+
+    declared.alembic("upgrade", "head")
+    assert status(declared)["sync"] is False
+    assert doubled(engine, 102) is None
+    with engine.connect() as connection:
+        query = sa.text("SELECT what FROM backfill_event WHERE what LIKE 'sync%' ORDER BY id")
+        assert connection.execute(query).scalars().all() == ["sync installed", "sync removed"]
+
+
+def test_cancel_removes_them_during_a_run_and_after_it(
+    declared: AlembicProject, engine: sa.Engine
+) -> None:
+    assert declared.backfill("run", "--limit=10", "--chunk-size=5").returncode == 3
+    done = declared.backfill("cancel", "fill_doubled")
+    assert (done.returncode, done.stdout.splitlines()) == (
+        0,
+        [
+            "fill_doubled: its triggers are removed",
+            "fill_doubled: cancelled; rows already written stay",
+        ],
+    )
+    assert doubled(engine, 100) is None
+
+    assert declared.backfill("run", "fill_doubled").returncode == 0
+    assert doubled(engine, 101) == 202
+    done = declared.backfill("cancel", "fill_doubled")  # for those who have no gate
+    assert (done.returncode, done.stdout) == (0, "fill_doubled: its triggers are removed\n")
+    assert doubled(engine, 102) is None
+    again = declared.backfill("cancel", "fill_doubled")
+    assert (again.returncode, "is succeeded" in again.stderr) == (1, True), again.stderr
+
+
+def test_alembic_sees_none_of_it_and_a_downgrade_takes_it_away(
+    declared: AlembicProject, engine: sa.Engine
+) -> None:
+    script = declared.alembic("upgrade", "b2:c3", "--sql").stdout
+    assert "not removed by this script: `backfill cancel fill_doubled`" in script
+    (declared.versions / "c3.py").unlink()
+    declared.write("models.py", MODELS)
+    env = declared.directory / "migrations/env.py"
+    ours = "from models import metadata\n\ntarget_metadata = metadata"
+    env.write_text(env.read_text().replace("target_metadata = None", ours))
+    assert "  trigger    CREATE " in declared.backfill("plan").stdout
+    assert declared.backfill("run").returncode == 0
+    assert doubled(engine, 100) == 200
+    declared.alembic("check")
+
+    declared.alembic("downgrade", "a1")
+    with engine.begin() as connection:
+        connection.execute(sa.text("INSERT INTO items (id, amount) VALUES (101, 1)"))
+    assert status(declared)["sync"] is False
