@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -60,7 +61,7 @@ def load_for(config_file: str | None, url: sa.URL, stack: ExitStack) -> Project:
 
     Raises ConfigurationError.
     """
-    with _logging_kept():
+    with _undisturbed():
         try:
             return _load(config_file, url, stack)
         except ConfigurationError as error:
@@ -95,7 +96,7 @@ def upgrade(project: Project, revision: str) -> str:
     somewhere else leads to a database which is none of the test's: then it is only asked for its
     options, and the revisions are run without it.
     """
-    with _logging_kept():
+    with _undisturbed():
         seen = _look(project)
         if seen.is_ours:
             with _migrating(project, revision):
@@ -157,8 +158,11 @@ def _without_env(project: Project, revision: str, seen: _Seen) -> None:
 
 
 @contextmanager
-def _logging_kept() -> Iterator[None]:
-    """Be quiet, and undo what env.py's fileConfig does to all loggers and to pytest's handlers."""
+def _undisturbed() -> Iterator[None]:
+    """Run env.py as Alembic's own command would: there, what is deprecated stops nobody.
+
+    Be quiet, and undo what its fileConfig does to all loggers and to pytest's handlers.
+    """
     root = logging.root
     known = [one for one in root.manager.loggerDict.values() if isinstance(one, logging.Logger)]
     before = [
@@ -168,7 +172,9 @@ def _logging_kept() -> Iterator[None]:
     off = manager.disable
     logging.disable(logging.INFO)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
     finally:
         manager.disable = off
         for one, handlers, level, propagate, disabled in before:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from backfill.testing import Case
+    from backfill.testing.case import Case
 
 LONDON = {"carrier": "BA", "flight": 178, "origin": "JFK", "dest": "LHR", "distance": 3451}
 

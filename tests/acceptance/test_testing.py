@@ -431,6 +431,46 @@ def test_asynchronous_env(tmp_path: Path, pytester: pytest.Pytester) -> None:
         Suite(project, pytester).assert_passes(checked("count_up"))
 
 
+APP = """
+    from flask import Flask
+    from flask_migrate import Migrate
+    from flask_sqlalchemy import SQLAlchemy
+
+    db = SQLAlchemy()
+
+    def create_app(url="sqlite:///application.sqlite3"):
+        app = Flask(__name__)
+        app.config["SQLALCHEMY_DATABASE_URI"] = url
+        db.init_app(app)
+        Migrate(app, db)
+        return app
+"""
+IN_AND_OUT = """
+    from app import create_app
+
+    def check(case):
+        case.insert("users", {"id": 1}, {"id": 2})
+        case.check()
+
+    def test_in_its_context(backfill_test):
+        with create_app("sqlite://").app_context():
+            check(backfill_test("count_up"))
+
+    def test_out_of_it(backfill_test):
+        check(backfill_test("count_up"))
+"""
+
+
+def test_flask_migrate(pytester: pytest.Pytester) -> None:
+    """Its env.py has the application's database, which is not the test's."""
+    pytester.makepyfile(app=APP, test_backfills=IN_AND_OUT)
+    pytester.run(sys.executable, "-m", "flask", "db", "init")
+    write_revisions(AlembicProject(pytester.path))
+    pytester.runpytest_inprocess(*STRICT).assert_outcomes(passed=2)
+    engine = sa.create_engine(f"sqlite:///{pytester.path}/instance/application.sqlite3")
+    assert sa.inspect(engine).get_table_names() == []
+
+
 def test_it_is_quiet_and_leaves_logging_alone(tests: Suite) -> None:
     tests.assert_passes("""
         import logging
@@ -467,19 +507,19 @@ def test_tests_of_the_quickstart(tmp_path: Path, pytester: pytest.Pytester) -> N
 
 def test_plugin_is_found_by_pytest() -> None:
     (found,) = [one for one in entry_points(group="pytest11") if one.name == "backfill"]
-    assert found.value == "pytest_backfill"
+    assert found.value == "backfill.testing.plugin"
 
 
 def test_plugin_is_light() -> None:
     """Every pytest in an environment with backfill loads it."""
     done = subprocess.run(
-        [sys.executable, "-c", "import pytest_backfill, sys; print(*sys.modules)"],
+        [sys.executable, "-c", "import backfill.testing.plugin, sys; print(*sys.modules)"],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
         check=True,
     )
-    assert not {"backfill", "sqlalchemy", "alembic"} & set(done.stdout.split())
+    assert not {"click", "tenacity", "tqdm"} & set(done.stdout.split())
 
 
 def test_project_without_alembic(pytester: pytest.Pytester) -> None:

@@ -12,9 +12,6 @@
 
 The database is an SQLite file of the test, made by the project's own migrations up to the
 backfill's revision. Override `backfill_url` and `backfill_config` in conftest.py for another one.
-
-A module outside the package, and lazy: every pytest that finds it installed loads it, and most of
-them will not use it.
 """
 
 from __future__ import annotations
@@ -28,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from backfill.testing import Case
+    from backfill.testing.case import Case
 
 
 @pytest.fixture
@@ -61,7 +58,7 @@ def backfill_test(
     with ExitStack() as cases:
 
         def new(name: str) -> Case:
-            from backfill.testing import new_case  # here, since most tests never ask
+            from backfill.testing.case import new_case  # here: most tests never ask
 
             return cases.enter_context(
                 new_case(name, config=backfill_config, url=backfill_url, directory=tmp_path)
