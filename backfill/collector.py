@@ -99,6 +99,7 @@ class Collector:
             if isinstance(error, Unavailable) or self._is_never_here(error):
                 self._throttle.drop(signal)
                 del self._due[signal]
+                signal.close()
                 return False
             self._throttle.miss(signal, self._problem(error))
         return True

@@ -116,11 +116,10 @@ def _of_flask(origin: Origin, config: Config, stack: ExitStack) -> Config:
             application.enter(origin.app, stack)
         folder = str(Path(origin.config_files[0]).parent) if origin.config_files else None
         found = application.migrate_config(folder, origin.x)
+        if found is None:
+            raise ConfigurationError("the application was not given to Flask-Migrate.")
     except ConfigurationError as error:
         raise ConfigurationError(f"{problem} {_WHAT_TO_DO} {_NOR_FLASK} {error}") from error
-    if found is None:
-        text = "the application was not given to Flask-Migrate."
-        raise ConfigurationError(f"{problem} {_WHAT_TO_DO} {_NOR_FLASK} {text}")
     return _in_its_only_section(found, origin)
 
 

@@ -20,7 +20,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
-from backfill import settings
+from backfill import kinds, settings
 from backfill.configuration import Origin, configuration
 from backfill.dialects import dialect_for, free_of_event_loops, keep_place, outside_of_loops
 from backfill.errors import ConfigurationError
@@ -101,7 +101,7 @@ def load_all(origin: Origin, stack: ExitStack) -> list[Project]:
         config.set_main_option("sqlalchemy.url", origin.url.replace("%", "%%"))
     try:
         script = ScriptDirectory.from_config(config)
-    except CommandError as error:
+    except (CommandError, ParserError, ValueError) as error:
         raise ConfigurationError(f"{config.config_file_name}: {error}") from error
     databases = _run_env(config, script)
     if origin.database is not None:
@@ -115,7 +115,7 @@ def load_all(origin: Origin, stack: ExitStack) -> list[Project]:
         )
     (one,) = databases
     if one.engine.url == sa.make_url(origin.url):
-        return [Project(config, script, one.engine, one.heads)]
+        return [Project(config, script, one.engine, one.heads, one.name)]
     return [_elsewhere(config, script, one, origin.url)]
 
 
@@ -206,7 +206,7 @@ def _described(error: Exception, config: Config) -> str:
 
 def _scrubbed(error: Exception, config: Config) -> str:
     """Return an error's text without the password of the configured URL."""
-    text = " ".join(str(getattr(error, "orig", None) or error).split())
+    text = kinds.masked(" ".join(str(getattr(error, "orig", None) or error).split()))
     try:
         password = sa.make_url(config.get_main_option("sqlalchemy.url") or "").password
     except (sa.exc.ArgumentError, ValueError, CommandError, ParserError):
@@ -228,7 +228,7 @@ def _elsewhere(config: Config, script: ScriptDirectory, instead: _Database, url:
 
     try:
         engine = free_of_event_loops(sa.create_engine(url, poolclass=sa.pool.NullPool))
-        return Project(config, script, engine, dialect_for(engine).call(heads))
+        return Project(config, script, engine, dialect_for(engine).call(heads), instead.name)
     except (ImportError, sa.exc.SQLAlchemyError) as error:
         shown = sa.make_url(url).render_as_string(hide_password=True)
         text = f"{shown} cannot be reached: {_scrubbed(error, config)}"

@@ -134,8 +134,8 @@ class Dialect:
         """
         if not self.is_async:
             return function(*args, **kwargs)
-        coroutine = partial(greenlet_spawn, partial(function, *args, **kwargs))
-        return outside_of_loops(lambda: asyncio.run(coroutine()))
+        wrapped = partial(function, *args, **kwargs)
+        return outside_of_loops(lambda: asyncio.run(greenlet_spawn(wrapped)))
 
     def open(self, limits: Limits) -> sa.Connection:
         """Return a new connection, set up as far as that lasts for a session.

@@ -1,8 +1,9 @@
 """Triggers that apply a backfill's expressions to the rows that the application writes.
 
 Expressions are often SQL text with bare column names, so they are never rewritten: a trigger
-computes them over a derived table of one row that has the table's name and columns. So they mean
-there what they mean in the walk's own UPDATE, and all see the row as it was written.
+computes them over something that has the table's name and columns (a derived table of one row, or
+variables). So they mean there what they mean in the walk's own UPDATE, and all of them see the row
+as it was written.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ def test_limit_of_a_python_transform(project: AlembicProject, engine: sa.Engine)
 
 def test_max_seconds(project: AlembicProject, engine: sa.Engine) -> None:
     prepare(project, engine, SET_BASED, ROWS)
-    done = project.backfill("run", "--chunk-size=5", "--max-seconds=0.5")
+    done = project.backfill("run", "--chunk-size=5", "--max-seconds=1.5")
     assert done.returncode == 3, done.stderr
     assert "--max-seconds" in done.stderr
     changed = values_of_n(engine).get(1, 0)
@@ -143,7 +143,7 @@ def test_pause_stops_every_worker_of_every_runner(
 
 
 def test_pause_while_python_computes(project: AlembicProject, engine: sa.Engine) -> None:
-    prepare(project, engine, HANGS.replace("600", "1.5"), 100)
+    prepare(project, engine, HANGS.replace("600", "5"), 100)
     runner = project.start("run", "--json", "--chunk-size=20")
     wait_until((project.directory / "hangs").exists, runner)
     assert project.backfill("pause", "count_up").returncode == 0

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from backfill import Backfill
 from backfill.budget import Budget
 from backfill.dialects import SIGNAL_LIMITS, Limits, dialect_for, postgresql_health
-from backfill.dialects.postgresql_health import (
+from backfill.dialects.postgresql_wal import (
     ArchiveQueue,
     NamedReplicas,
     Standbys,

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sqlalchemy as sa
 
-from backfill.dialects import postgresql_health
+from backfill.dialects import postgresql_wal
 from backfill.dialects.health import FreeDisk, Replica, most_active
-from backfill.dialects.postgresql_health import WalClock
+from backfill.dialects.postgresql_wal import WalClock
 from backfill.errors import ConfigurationError
 from backfill.settings import resolve
 
@@ -74,7 +74,7 @@ def test_another_server_begins_anew() -> None:
     ],
 )
 def test_number_of_a_segment(name: str, size: int, number: int) -> None:
-    assert postgresql_health._segment_number(name, size) == number
+    assert postgresql_wal._segment_number(name, size) == number
 
 
 def test_active_sessions_are_a_matter_of_processors_where_they_are_known(
