@@ -152,7 +152,8 @@ class PostgreSQL(Watch):
         super().__init__(engine, table)
         self._counted = (
             "SELECT sum(pg_stat_get_xact_tuples_returned(o)),"
-            f" sum(CASE WHEN o = '{table}'::regclass THEN 0 ELSE pg_stat_get_xact_blocks_fetched(o) END)"
+            f" sum(CASE WHEN o = '{table}'::regclass THEN 0"
+            " ELSE pg_stat_get_xact_blocks_fetched(o) END)"
             f" FROM (SELECT '{table}'::regclass::oid UNION ALL"
             f" SELECT indexrelid FROM pg_index WHERE indrelid = '{table}'::regclass) AS scanned (o)"
         )
