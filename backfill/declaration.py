@@ -84,7 +84,7 @@ class Backfill:
     the walk and removed by the gate or by `backfill cancel`."""
 
     chunk_size: ClassVar[int | None]
-    chunk_bytes: ClassVar[int]
+    chunk_bytes: ClassVar[int | None]
     target_seconds: ClassVar[float]
     nice: ClassVar[float]
     rows_per_second: ClassVar[float | None]

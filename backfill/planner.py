@@ -15,7 +15,6 @@ from backfill.dialects import Limits
 from backfill.errors import BackfillError
 from backfill.failures import describe
 from backfill.keys import START, KeyValues, alike
-from backfill.sizing import FIRST
 from backfill.writers import Written, writer_for
 
 if TYPE_CHECKING:
@@ -175,7 +174,7 @@ class _Planner:
         return sync.ddl(self.target, connection)
 
     def _size(self) -> int:
-        return self.settings.chunk_size or FIRST
+        return self.settings.chunk_size or self.dialect.first_rows
 
     def _first_chunk(self, connection: sa.Connection) -> tuple[int, float]:
         """Do the first chunk as a run would, and roll it back: its rows and seconds."""

@@ -44,10 +44,9 @@ class Settings:
 
     chunk_size: int | None = setting(None, kinds.WHOLE, in_flight=True)
     """Rows a chunk writes at most; without it the size follows `target_seconds`."""
-    chunk_bytes: int = setting(8 * 1024 * 1024, kinds.WHOLE, in_flight=True)
+    chunk_bytes: int | None = setting(None, kinds.WHOLE, in_flight=True)
     """Bytes that the rows of a chunk come to at most, as far as one can tell, where its size
-    follows `target_seconds`. Half of what MariaDB takes in one statement (`max_allowed_packet`,
-    16 MiB) and of a segment of PostgreSQL's WAL."""
+    follows `target_seconds`. Without it 8 MiB; 32 MiB on SQLite."""
     target_seconds: float | None = setting(None, kinds.SECONDS, in_flight=True)
     """How long a chunk may hold its locks: statement and commit. Without it 0.05; 0.15 on SQLite,
     where whoever waits looks only every 0.1 s."""

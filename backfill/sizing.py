@@ -6,7 +6,6 @@ from collections import deque
 from statistics import median
 from typing import NamedTuple
 
-FIRST = 500
 CEILING = 250_000
 """More rows gain nothing, even where a million take a second."""
 CEILING_IN_MEMORY = 25_000
@@ -51,7 +50,7 @@ class Sizer:
         self,
         target_seconds: float,
         fixed: int | None = None,
-        first: int | None = None,
+        first: int = 500,
         ceiling: int = CEILING,
         *,
         max_bytes: float = float("inf"),
@@ -66,7 +65,7 @@ class Sizer:
         self._panic: _Seen | None = None
         self._overhead = 0.0
         """Seconds that a chunk takes however few rows it has, where that is known to be long."""
-        self.size = fixed or self._bounded(first or FIRST)
+        self.size = fixed or self._bounded(first)
 
     def observe(self, rows: int, seconds: float, row_bytes: int | None = None) -> None:
         """Learn from a committed chunk of `rows` rows, each of about `row_bytes` bytes, whose

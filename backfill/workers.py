@@ -227,9 +227,9 @@ class Worker:
         return Sizer(
             self.target_seconds,
             how.chunk_size,
-            first,
+            first or self.dialect.first_rows,
             CEILING_IN_MEMORY if self.writer.computes else CEILING,
-            max_bytes=how.chunk_bytes,
+            max_bytes=how.chunk_bytes or self.dialect.chunk_bytes,
             row_bytes=self._row_bytes,
         )
 

@@ -112,6 +112,11 @@ class Dialect:
     """Codes of errors that say SCHEMA of a statement, and of a bound value its type."""
     target_seconds: ClassVar[float] = 0.05
     """How long a chunk may take where nobody says: people notice a tenth of a second."""
+    chunk_bytes: ClassVar[int] = 8 * 1024**2
+    """What its rows may come to: half of what MariaDB takes in one statement
+    (`max_allowed_packet`, 16 MiB), and of a segment of PostgreSQL's WAL."""
+    first_rows: ClassVar[int] = 500
+    """Rows of the first chunk, of which nobody knows how long it will take."""
     row_locks: ClassVar[bool] = True
     """SELECT … FOR UPDATE exists."""
     isolation_level: ClassVar[str] = "READ COMMITTED"

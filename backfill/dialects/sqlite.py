@@ -106,6 +106,9 @@ class SQLite(Dialect):
     update_gives_way: ClassVar[bool] = True
     one_writer: ClassVar[bool] = True
     target_seconds: ClassVar[float] = 0.15
+    chunk_bytes: ClassVar[int] = 32 * 1024**2
+    first_rows: ClassVar[int] = 5_000
+    """Each commit costs three syncs of the disk, and so many rows hardly more than that."""
     row_locks: ClassVar[bool] = False
     isolation_level: ClassVar[str] = "AUTOCOMMIT"
     """pysqlite's name for "the driver sends no BEGIN of its own"."""

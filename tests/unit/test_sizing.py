@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backfill.sizing import CEILING, FIRST, Sizer
+from backfill.sizing import CEILING, Sizer
 from backfill.widths import row_bytes
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def test_growth_is_gentle(seed: int) -> None:
 
 def test_grows_as_fast_as_it_may() -> None:
     first, *sizes = walk(Sizer(TARGET), lambda _: 0.0, 4)
-    assert first == FIRST
+    assert first == 500
     for size in sizes:
         assert size == largest_step(first)
         first = size
@@ -317,7 +317,7 @@ def test_rows_that_are_slow_themselves_go_one_by_one(seconds: float) -> None:
 def test_the_first_chunk_of_wide_rows_is_small() -> None:
     assert Sizer(TARGET, max_bytes=MAX_BYTES, row_bytes=MAX_BYTES // 20).size == 20
     assert Sizer(TARGET, max_bytes=MAX_BYTES, row_bytes=2 * MAX_BYTES).size == 1
-    assert Sizer(TARGET, max_bytes=MAX_BYTES).size == FIRST
+    assert Sizer(TARGET, max_bytes=MAX_BYTES).size == 500
 
 
 def test_rows_that_grow_wide_are_cut_at_once_and_come_back_gently() -> None:
