@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from signal import SIGINT
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -202,11 +203,14 @@ def test_exit_codes(
     assert project.backfill("check").returncode == 1
     assert project.backfill("run", "--no-such-option").returncode == 2
     assert project.backfill("run", "--limit=10").returncode == 3
-    monkeypatch.setenv("ROW_SECONDS", "0.002")
+    monkeypatch.setenv("ROW_SECONDS", "0.05")  # it is stopped long before its end
     runner = start_and_wait_for_a_chunk(project, "--chunk-size=20")
     assert project.backfill("run").returncode == 4
-    assert runner.wait(PATIENCE_SECONDS) == 0
+    runner.send_signal(SIGINT)
+    assert runner.wait(PATIENCE_SECONDS) == 3
     assert events(runner)[-1]["event"] == "finished"
+    monkeypatch.delenv("ROW_SECONDS")
+    assert project.backfill("run").returncode == 0
     assert project.backfill("verify").returncode == 0
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tests.projects import AlembicProject, Started
 
 ROWS = 40_000
-SLOW_ROWS = 1_500
+SLOW_ROWS = 3_000
 
 # A runner with STOP_AT in its environment stops itself there: surely while Python computes.
 STOPS_ITSELF = (
@@ -83,10 +83,11 @@ def test_workers_of_one_runner(project: AlembicProject, engine: sa.Engine) -> No
 
 
 def test_two_runners_with_workers_share_the_ranges(
-    project: AlembicProject, engine: sa.Engine
+    project: AlembicProject, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepare(project, engine, SET_BASED, ROWS)
-    command = ("run", "--json", "--workers=2", "--chunk-size=20")
+    prepare(project, engine, PYTHON, ROWS)
+    monkeypatch.setenv("ROW_SECONDS", "0.0005")  # long enough for the later one to join in
+    command = ("run", "--json", "--workers=2", "--chunk-size=100")
     runners = [project.start(*command) for _ in range(2)]
     for runner in runners:
         runner.wait(PATIENCE_SECONDS)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 LONGEST_SECONDS = 600
 CONNECT_SECONDS = 1.0
 """From the command to the first request."""
-BUFFER = 1 << 16
+BUFFER = 1 << 12
 
 
 def schedule(rate: float) -> list[float]:

@@ -8,6 +8,7 @@ elsewhere `clients` does, which keeps to the same rules and writes the same log.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import tempfile
@@ -30,6 +31,8 @@ CLIENTS = 8
 """Connections, as a small pool has them."""
 READ = "SELECT first, last, note FROM people WHERE id = :id"
 UPDATE = "UPDATE people SET note = repeat('y', 60) WHERE id = :id"
+TAIL = 1024
+"""Bytes: some lines of the log."""
 ENDED_BY_US = (0, -signal.SIGTERM)
 
 
@@ -41,10 +44,31 @@ class Request(NamedTuple):
     is_update: bool
 
 
-def _read(folder: Path) -> list[Request]:
-    """All requests, in the order in which they were answered, client by client."""
-    files = sorted(folder.glob("requests*"))
-    return [request for file in files for request in _parsed(file.read_text("ascii"))]
+class Load:
+    """A program that sends requests, and what they waited."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.requests: list[Request] = []
+        """All of them, client by client, once the program has ended."""
+
+    def last_wait(self) -> float:
+        """The longest wait among the last ones answered, as far as they have been noted."""
+        tails = (_tail(file) for file in self._folder.glob("requests*"))
+        last = [request.waited for tail in tails for request in list(_parsed(tail))[-1:]]
+        return max(last, default=0.0)
+
+    def read(self) -> None:
+        for file in sorted(self._folder.glob("requests*")):
+            self.requests += _parsed(file.read_text("ascii"))
+
+
+def _tail(file: Path) -> str:
+    """The last lines of a file, the first of them whole."""
+    with file.open("rb") as log:
+        size = log.seek(0, os.SEEK_END)
+        log.seek(max(0, size - TAIL))
+        return log.read().decode("ascii").partition("\n")[2]
 
 
 def _parsed(log: str) -> Iterator[Request]:
@@ -57,17 +81,15 @@ def _parsed(log: str) -> Iterator[Request]:
 
 
 @contextlib.contextmanager
-def load(database: Database, rows: int, rate: float | None) -> Iterator[list[Request]]:
+def load(database: Database, rows: int, rate: float | None) -> Iterator[Load]:
     """Have requests sent to the table `people`, so many a second, until the block ends.
-
-    The list has them all when it has ended, client by client.
 
     Without a rate each client sends the next one as soon as the last one is answered.
     Raises CommandFailed if the program has ended before.
     """
-    requests: list[Request] = []
     with tempfile.TemporaryDirectory(prefix="backfill-") as name:
         folder = Path(name)
+        running = Load(folder)
         words = _pgbench if database.name == "postgresql" else _clients
         with (folder / "errors").open("w+") as errors:
             process = subprocess.Popen(
@@ -79,11 +101,11 @@ def load(database: Database, rows: int, rate: float | None) -> Iterator[list[Req
                 env=environment(),
             )
             try:
-                yield requests
+                yield running
             finally:
                 process.terminate()
                 process.wait()
-            requests += _read(folder)
+            running.read()
             errors.seek(0)
             if process.returncode not in ENDED_BY_US:
                 raise CommandFailed(f"the load ended by itself:\n{errors.read()}")
@@ -91,9 +113,9 @@ def load(database: Database, rows: int, rate: float | None) -> Iterator[list[Req
 
 def capacity(database: Database, rows: int, seconds: float) -> float:
     """Requests a second that the machine can answer, clients included."""
-    with load(database, rows, None) as requests:
+    with load(database, rows, None) as running:
         time.sleep(seconds)
-    answered = sorted(request.scheduled + request.waited for request in requests)
+    answered = sorted(request.scheduled + request.waited for request in running.requests)
     return len(answered) / (answered[-1] - answered[0])
 
 

@@ -55,6 +55,7 @@ from tests.projects import Started
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tests.benchmarks.load import Load
     from tests.benchmarks.servers import Place
     from tests.benchmarks.variants import Variant
     from tests.databases import Database
@@ -65,6 +66,8 @@ DISTURBED = 0.25
 """Of the machine, in the hands of others (the kernel's threads count): the run is repeated."""
 SETTLE_SECONDS, DRAIN_SECONDS, POLL_SECONDS = 2.0, 1.0, 0.005
 LONGEST_SECONDS = 300
+LATE_SECONDS = 0.25
+"""A request that waited longer is one of many that wait."""
 
 # More than max_wal_size, whose default is 1 GB.
 LOG_IN_USE = {
@@ -299,7 +302,7 @@ def beside_load(place: Place, way: Variant, rows: int, rate: float, extent: Exte
         if way is not ALONE:
             words, directory = command_for(way, database, folder)
         prepare(database, rows)
-        with load(database, rows, rate) as requests:
+        with load(database, rows, rate) as running:
             time.sleep(SETTLE_SECONDS)
             watch = Watch()
             time.sleep(extent.before_seconds)
@@ -311,9 +314,9 @@ def beside_load(place: Place, way: Variant, rows: int, rate: float, extent: Exte
                 process = Started(words, directory, folder / "way")
                 start, end = worked(process, way, extent.window_seconds)
             others = watch.others()
-            time.sleep(DRAIN_SECONDS)
+            drain(running)
             filled = 0 if way is ALONE else count_filled(database)
-    seconds = extent.before_seconds
+    requests, seconds = running.requests, extent.before_seconds
     return Run(
         seconds=end - start,
         rows=filled,
@@ -322,6 +325,14 @@ def beside_load(place: Place, way: Variant, rows: int, rate: float, extent: Exte
         timeline=timeline(requests, start - seconds, end + DRAIN_SECONDS, start),
         others=others,
     )
+
+
+def drain(running: Load) -> None:
+    """Let the load go on until nobody waits any more."""
+    deadline = time.monotonic() + LONGEST_SECONDS
+    time.sleep(DRAIN_SECONDS)
+    while running.last_wait() > LATE_SECONDS and time.monotonic() < deadline:
+        time.sleep(DRAIN_SECONDS)
 
 
 def worked(process: Started, way: Variant, window: float) -> tuple[float, float]:
