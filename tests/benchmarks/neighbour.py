@@ -101,7 +101,7 @@ class Extent:
 
 
 FULL = Extent({"postgresql": 2_000_000, "mariadb": 1_000_000}, 3, 5, 5, 12, (0.10, 0.35))
-SHORT = Extent({"postgresql": 300_000, "mariadb": 100_000}, 1, 1, 1, 2, (0.10,), 0, 1)
+SHORT = Extent({"postgresql": 200_000, "mariadb": 100_000}, 1, 1, 1, 2, (0.10,), 0, 1)
 
 
 def main() -> None:
