@@ -76,6 +76,8 @@ class Watch:
     def execute(self, *statements: str) -> None:
         options = {"isolation_level": "AUTOCOMMIT", "no_parameters": True}
         with self.engine.connect().execution_options(**options) as connection:
+            if connection.dialect.name == "postgresql":  # else its WAL comes some time later
+                connection.exec_driver_sql("SET synchronous_commit = on")
             for statement in statements:
                 connection.exec_driver_sql(statement)
 

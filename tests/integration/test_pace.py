@@ -90,6 +90,7 @@ def test_rows_that_python_reads_are_measured_even_where_statistics_say_nothing(
     things(engine, 900, width=WIDTH)
     dialect = dialect_for(engine)
     dialect.row_bytes = lambda connection, table: None  # type: ignore[method-assign]
+    dialect.first_rows = 500  # type: ignore[misc]
     ran = complete(engine, InPython, dialect=dialect, chunk_bytes=30 * WIDTH, target_seconds=5)
     first, *others = ran.numbers("chunk", "scanned")
     assert first == 500
