@@ -328,12 +328,13 @@ class Runner:
                 f" `backfill failures {self.name}`"
             )
             self.store.move(self.name, Status.FAILED, error=text, only=run)
-            self._care.end(changed)
-            return self._ended(run, Outcome.QUARANTINED, Status.FAILED, text)
-        self.store.move(self.name, Status.SUCCEEDED, only=run)
+            result = self._ended(run, Outcome.QUARANTINED, Status.FAILED, text)
+        else:
+            self.store.move(self.name, Status.SUCCEEDED, only=run)
+            text = f"complete, {changed:,} rows changed"
+            result = self._ended(run, Outcome.COMPLETE, Status.SUCCEEDED, text)
         self._care.end(changed)
-        text = f"complete, {changed:,} rows changed"
-        return self._ended(run, Outcome.COMPLETE, Status.SUCCEEDED, text)
+        return result
 
     def _stopped(self, run: Run, reason: str) -> Result:
         try:
