@@ -264,7 +264,7 @@ class Runner:
         if self.target.pending is None:
             return True
         if run.horizon is not None and run.pass_number == 1:
-            self._await_horizon(run.horizon)
+            self._await_horizon(run, run.horizon)
         quarantined = [failure.key for failure in self.store.failures(run)]
         walked = list(self.trail.stretches(self.store.ranges(run)))
         with self.target.dialect.open(self.limits) as connection:
@@ -276,7 +276,7 @@ class Runner:
                 reading=lambda: self._reading(connection),
             )
 
-    def _await_horizon(self, horizon: str) -> None:
+    def _await_horizon(self, run: Run, horizon: str) -> None:
         """Wait for the transactions whose rows could not be seen yet."""
         said = None
         while True:
@@ -284,10 +284,16 @@ class Runner:
                 older = self.target.dialect.older_than_horizon(connection, horizon)
             if older is None:
                 return
+            self._raise_if_revoked(run)
             if older != said:
                 said = older
                 self._say("waiting", f"waiting for {older} to end: its rows are not seen yet")
             self.budget.stop.wait(_OLDER_TRANSACTIONS_SECONDS)
+
+    def _raise_if_revoked(self, run: Run) -> None:
+        now = self.store.current(self.name)
+        if now is None or now.id != run.id or now.status not in (Status.PENDING, Status.RUNNING):
+            raise LeaseLost(0)
 
     def next_pass(self, run: Run, max_passes: int) -> Run:
         """Begin another sweep over the rows that are pending again. Raises RunFailed."""

@@ -130,9 +130,11 @@ class Settings:
 
     def recorded(self) -> dict[str, Any]:
         """Return all of them as they are kept with a run: no password is among them."""
-        return {name: _without_passwords(value) for name, value in asdict(self).items()}
+        given = asdict(self)
+        return given | {name: "given" for name in _MAY_HOLD_SECRETS if given[name]}
 
 
+_MAY_HOLD_SECRETS = ("replicas", "throttle_url", "throttle_query", "probe_query")
 _FIELDS = {one.name: one for one in fields(Settings)}
 NAMES = frozenset(_FIELDS)
 IN_FLIGHT = frozenset(name for name, one in _FIELDS.items() if one.metadata["in_flight"])
@@ -181,12 +183,6 @@ def _parse(origin: str, name: str, value: Any) -> Any:
         shown = kinds.masked(repr(value))
         wrong = str(error) or f"it must be {kind.is_like}"
         raise ConfigurationError(f"{origin} sets {name} to {shown}; {wrong}.") from error
-
-
-def _without_passwords(value: Any) -> Any:
-    if isinstance(value, str):
-        return kinds.masked(value)
-    return [_without_passwords(one) for one in value] if isinstance(value, tuple) else value
 
 
 def from_environment() -> dict[str, str]:

@@ -6,6 +6,7 @@ signal wants us to wait in doubt: one that cannot be read stops the run, with th
 
 from __future__ import annotations
 
+import http.client
 import math
 import urllib.error
 import urllib.request
@@ -75,7 +76,7 @@ class WebAddress(_Own):
         except urllib.error.HTTPError as error:
             error.close()
             return f"answers {error.code}"
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             return f"does not answer: {type(error).__name__}"
 
 

@@ -198,6 +198,16 @@ class Worker:
             self.session.close()  # a firewall may cut what is idle for hours
         return delay.seconds
 
+    def _stand_by(self) -> None:
+        """Write nothing while a window is closed or a signal stops us, however far a chunk is: it
+        may have been computed for long, retried for long, or cut in a thousand pieces."""
+        while (delay := self.pace.delay(None)).waits:
+            self.pace.look()
+            self.hold.pulse()
+            self.hold.explain(delay.reason)
+            self.pace.tell(delay.reason)
+            self._sleep(min(delay.seconds, _GLANCE_SECONDS))
+
     def clean_up(self) -> None:
         """Remove the rows that ours have replaced, when it is time."""
         every = self.settings.vacuum_every
@@ -249,6 +259,7 @@ class Worker:
         self.hold.make_sure()
         if self.lease.finished:
             return
+        self._stand_by()
         granted = self.budget.take(self._size())
         began, changed = self.clock(), 0
         try:
@@ -300,6 +311,7 @@ class Worker:
 
     def commit(self, chunk: Chunk) -> int:
         """Write the chunk and move the cursor, in one transaction; the rows changed."""
+        self._stand_by()
         try:
             with self.session.transaction() as connection:
                 done = self._write_and_checkpoint(connection, chunk)
@@ -415,6 +427,7 @@ class Worker:
         self.hold.make_sure()
         if self.lease.cursor != chunk.after:
             return 0
+        self._stand_by()
         with self.session.transaction() as connection:
             started = self.clock()
             lease = self._checkpoint(connection, chunk, written)

@@ -252,6 +252,8 @@ class PostgreSQL(Dialect):
         oldest_id = sa.func.txid_snapshot_xmin(sa.func.txid_current_snapshot())
         if connection.execute(sa.select(oldest_id)).scalar_one() >= int(next_id):
             return None
+        if not connection.execute(_HIDDEN_WRITERS).scalar_one():
+            return None  # it is in another database, and cannot have rows of ours
         return "an older transaction that this user cannot see, or a prepared one"
 
     def all_at_once(
@@ -417,5 +419,11 @@ _COLUMN_TYPES = sa.text(
 _OLDER_WRITER = sa.text(
     "SELECT pid, application_name FROM pg_stat_activity"
     " WHERE backend_xid IS NOT NULL AND xact_start <= to_timestamp(:moment)"
+    " AND datname = current_database()"
     " AND pid <> pg_backend_pid() ORDER BY xact_start LIMIT 1"
+)
+_HIDDEN_WRITERS = sa.text(
+    "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()"
+    " AND query = '<insufficient privilege>')"
+    " OR EXISTS (SELECT FROM pg_prepared_xacts WHERE database = current_database())"
 )

@@ -200,6 +200,9 @@ class ArchiveQueue(Budget):
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._archived: int | None = None
+        self._began: int | None = None
+        """The segment of our first look, at an archiver that worked: what is older and was not
+        archived never will be, as while archiving was off."""
 
     def read(self, reader: Reader) -> Reading | None:
         with reader() as connection:
@@ -211,7 +214,10 @@ class ArchiveQueue(Budget):
             self._archived = _segment_number(row.last_archived_wal, row.segment_size)
         elif self._archived is None:
             self._archived = current - 1  # nothing was ever archived: count from now on
-        queue = max(0, current - self._archived - 1)
+        if self._began is None and not row.fails:
+            self._began = current
+        done = max(self._archived, (self._began or 0) - 1)
+        queue = max(0, current - done - 1)
         return Reading.of(self.name, queue, "", stop=self._limit)
 
 
@@ -245,5 +251,7 @@ FROM pg_replication_slots WHERE restart_lsn IS NOT NULL ORDER BY restart_lsn LIM
 _ARCHIVER = sa.text("""
 SELECT current_setting('archive_mode') AS archive_mode,
   pg_size_bytes(current_setting('wal_segment_size')) AS segment_size,
-  pg_current_wal_lsn() - '0/0' AS written, last_archived_wal
+  pg_current_wal_lsn() - '0/0' AS written, last_archived_wal,
+  last_failed_time IS NOT NULL
+    AND last_failed_time > coalesce(last_archived_time, '-infinity') AS fails
 FROM pg_stat_archiver""")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import sqlalchemy as sa
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 class SQLiteTriggers(Triggers):
     """Their own UPDATE fires them again; it then finds nothing to do, so that they end whether
     or not `recursive_triggers` is on."""
+
+    fills_proposed: ClassVar[bool] = False
 
     def unfit(self, connection: sa.Connection, target: Target) -> str | None:
         """Refuse what would harm the application: INSERT OR REPLACE hands its REPLACE on to the

@@ -54,6 +54,8 @@ class Triggers:
 
     privileges: ClassVar[str] = ""
     """What to grant where the database refuses the triggers."""
+    fills_proposed: ClassVar[bool] = True
+    """They fill a row before it is known whether it will be inserted or updates another one."""
 
     def __init__(self, dialect: Dialect) -> None:
         self.dialect = dialect
