@@ -7,6 +7,7 @@ Three things make a worker rest: `nice`, in proportion to the chunk behind it; t
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from contextlib import ExitStack, nullcontext
@@ -37,6 +38,7 @@ LOOK_SECONDS = 1.0
 """How often a command asks what was decided for its run elsewhere."""
 _SMOOTH_SECONDS = 1.0
 """A chunk has no more rows than `rows_per_second` allows in so long: no bursts, no long rests."""
+_RATE_SECONDS = 10.0
 OF_THE_RUN = ("throttled", "changed", "unwatched")
 """Events that each process of a command tells, and all of them alike."""
 _CALM_SECONDS = 60.0
@@ -65,6 +67,27 @@ class Delay:
     """Why it waits, or goes more slowly than it was told to; for people."""
     waits: bool = False
     """Nothing may be written, nobody knows for how long."""
+
+
+class Rate:
+    """Rows a second of late, rests included: what is older than some seconds hardly counts."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._at = clock()
+        self._rows = self._seconds = 0.0
+
+    def count(self, rows: int) -> None:
+        """Note rows that were done since the last call."""
+        passed, self._at = self._clock() - self._at, self._clock()
+        fading = math.exp(-passed / _RATE_SECONDS)
+        self._rows = self._rows * fading + rows
+        self._seconds = self._seconds * fading + passed
+
+    @property
+    def per_second(self) -> float:
+        """Return the rate; 0 before the first rows."""
+        return self._rows / max(self._seconds, 1e-6)
 
 
 def gist(reason: str | None) -> str:

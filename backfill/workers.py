@@ -19,7 +19,7 @@ from backfill.dialects import Overtaken
 from backfill.errors import LeaseLost, RowsKeptChanging, RunFailed
 from backfill.failures import describe
 from backfill.holding import Holding
-from backfill.pacing import Done
+from backfill.pacing import Done, Rate
 from backfill.reporters import Event
 from backfill.runs import Checkpoint, Failure, Run, Status
 from backfill.sessions import Session
@@ -98,8 +98,7 @@ class Worker:
         self.retrying = self._retrying()
         self._retrying_part = self._retrying()
         self._done: Done | None = None
-        self._committed = 0.0
-        self._rate = 0.0
+        self._rate = Rate(clock)
         self._scanned = 0
 
     # -- ranges --------------------------------------------------------------------------
@@ -162,8 +161,7 @@ class Worker:
     def _claimed(self, found: KeyRange) -> bool:
         if not self.hold.claim(found):
             return False
-        self._committed = self.clock()
-        self._rate, self._scanned = 0.0, found.rows_scanned
+        self._rate, self._scanned = Rate(self.clock), found.rows_scanned
         if found.size and self.settings.chunk_size is None:
             self.sizer = self._sizer(found.size)
         self.pace.look_again()
@@ -330,16 +328,13 @@ class Worker:
         return written, self._checkpoint(connection, chunk, written), started
 
     def _checkpoint(self, connection: sa.Connection, chunk: Chunk, written: Written) -> Lease:
-        now = self.clock()
-        rate = chunk.scanned / max(now - self._committed, 1e-6)
-        self._rate = rate if not self._rate else 0.8 * self._rate + 0.2 * rate
-        self._committed = now
+        self._rate.count(chunk.scanned)
         new = Checkpoint(
             upto=chunk.upto,
             scanned=chunk.scanned,
             changed=written.changed,
             finished=chunk.is_last,
-            rows_per_second=self._rate,
+            rows_per_second=self._rate.per_second,
             size=self.sizer.size,
             throttled=self.hold.reason or None,
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from backfill.errors import ConfigurationError, LeaseLost
-from backfill.pacing import Delay, Done, Pace, gist
+from backfill.pacing import Delay, Done, Pace, Rate, gist
 from backfill.runs import Status, Terms
 from backfill.settings import Settings, resolve
 from backfill.throttles import Verdict
@@ -298,3 +298,19 @@ def test_signals_that_are_not_known_yet_after_a_change_do_not_make_it_begin_low(
     simulated.now += 1
     simulated.found = Verdict()
     assert simulated.rest() == 0.0
+
+
+def test_rate_is_that_of_the_last_seconds_with_their_rests() -> None:
+    now = [0.0]
+    rate = Rate(lambda: now[0])
+    assert rate.per_second == 0
+    now[0] = 0.01
+    rate.count(5_000)  # the first chunk of a run with a cap: no rest yet
+    for _ in range(3):
+        now[0] += 1
+        rate.count(20_000)
+    assert 18_000 < rate.per_second < 23_000
+    for _ in range(60):
+        now[0] += 1
+        rate.count(500)
+    assert 490 < rate.per_second < 700
