@@ -12,6 +12,7 @@ from backfill import Backfill
 from backfill.budget import Budget
 from backfill.dialects import dialect_for
 from backfill.errors import StateError
+from backfill.pacing import Delay, Done, Pace
 from backfill.runs import Outcome
 from backfill.store import Store
 from tests.integration.support import LIMITS, bound, complete, count, make, run, status
@@ -165,3 +166,37 @@ def test_a_database_that_is_busy_slows_it_down_and_hears_why(engine: sa.Engine) 
 def test_a_database_that_is_free_is_none_of_our_business(engine: sa.Engine) -> None:
     things(engine, 200)
     assert complete(engine, SetBased, throttle_query="SELECT 0").texts("throttled") == []
+
+
+def test_a_stop_holds_while_a_chunk_is_taken_apart(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database refuses row 13; when that is known a signal stops us."""
+    table = make(
+        engine,
+        "things",
+        sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("n", sa.Integer),
+        sa.CheckConstraint("n <> 13"),
+        rows=({"id": i, "n": None} for i in range(1, 65)),
+    )
+    budget, written = Budget(), []
+    at_full_pace = Pace.delay
+
+    def delay(pace: Pace, done: Done | None) -> Delay:
+        if not budget.failures:
+            return at_full_pace(pace, done)
+        written.append(done_rows())
+        if len(written) == 3:
+            budget.ask_to_stop("seen enough")
+        return Delay(0.01, "waits: for the test", waits=True)
+
+    def done_rows() -> int:
+        with engine.connect() as connection:
+            found = sa.select(sa.func.count()).where(table.c.n.is_not(None))
+            return int(connection.execute(found).scalar_one())
+
+    monkeypatch.setattr(Pace, "delay", delay)
+    ran = run(engine, SetBased, budget=budget, chunk_size=64)
+    assert ran.outcome is Outcome.STOPPED
+    assert {*written, done_rows()} == {12}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,11 +13,12 @@ import sqlalchemy as sa
 
 from backfill.dialects import postgresql_wal
 from backfill.dialects.health import FreeDisk, Replica, most_active
-from backfill.dialects.postgresql_wal import WalClock
+from backfill.dialects.postgresql_wal import ArchiveQueue, WalClock
 from backfill.errors import ConfigurationError
 from backfill.settings import resolve
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -75,6 +78,35 @@ def test_another_server_begins_anew() -> None:
 )
 def test_number_of_a_segment(name: str, size: int, number: int) -> None:
     assert postgresql_wal._segment_number(name, size) == number
+
+
+@pytest.mark.parametrize(("fails", "queue"), [(False, [0, 2]), (True, [59, 61])])
+def test_segments_from_while_archiving_was_off_are_nobody_s_queue(
+    fails: bool, queue: list[int]
+) -> None:
+    """They never will be archived; those that a failing archiver leaves are counted at once."""
+    segment = 2**24
+    row = SimpleNamespace(
+        archive_mode="on",
+        segment_size=segment,
+        written=100 * segment,
+        last_archived_wal=f"00000001{0:08X}{40:08X}",
+        fails=fails,
+    )
+    connection: Any = SimpleNamespace(execute=lambda _: SimpleNamespace(one=lambda: row))
+
+    @contextmanager
+    def reader(*, write: bool = False) -> Iterator[Any]:
+        yield connection
+
+    signal = ArchiveQueue(limit=42)
+    found = []
+    for written in (100, 102):
+        row.written = written * segment
+        reading = signal.read(reader)
+        assert reading is not None
+        found.append(reading.value)
+    assert found == queue
 
 
 def test_active_sessions_are_a_matter_of_processors_where_they_are_known(
