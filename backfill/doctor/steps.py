@@ -1,0 +1,159 @@
+"""Traps in how a revision goes on: what it commits, where its gate stands, what it demands."""
+
+from __future__ import annotations
+
+import ast
+import re
+from typing import TYPE_CHECKING
+
+from backfill.doctor.findings import ERROR
+from backfill.doctor.schema import created
+from backfill.doctor.sources import argument, constant, last_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from backfill.doctor.findings import Finding
+    from backfill.doctor.schema import Schema
+    from backfill.doctor.sources import Source
+
+GATE = "require_backfill"
+_HARMLESS = {GATE, "get_bind", "get_context", "f", "batch_alter_table"}
+"""What may stand before a gate: it does nothing by itself."""
+_COMMIT = re.compile(r"\s*COMMIT\b(?!\s+PREPARED)", re.IGNORECASE)
+_SETTING = re.compile(r"\s*(?:SET|SELECT|SHOW|PRAGMA|RESET)\b", re.IGNORECASE)
+_SET_NOT_NULL = re.compile(
+    r"\bALTER\s+TABLE\s+(?:ONLY\s+|IF\s+EXISTS\s+)*([\w.\"`]+).*?\bSET\s+NOT\s+NULL\b",
+    re.IGNORECASE | re.DOTALL,
+)
+_ALWAYS_FILLED = {"Identity", "Computed"}
+_THREE_STEPS = (
+    "Take three steps: a revision that adds it nullable, a backfill, and a later revision with"
+    ' op.require_backfill("NAME") before the NOT NULL'
+)
+
+
+def commits(source: Source, schema: Schema) -> Iterator[Finding]:
+    """Find `op.get_bind().commit()`: all that follows it is rolled back, the version's stamp too,
+    and the exit code is 0 (python_landscape.md §5.3)."""
+    for root in ("upgrade", "downgrade"):
+        for call in source.calls(root):
+            if _is_commit(source, call):
+                yield from source.tell(
+                    call,
+                    "commit-in-revision",
+                    ERROR,
+                    f"{ast.unparse(call)} ends Alembic's own transaction: what comes after it,"
+                    " the version's stamp too, may be rolled back without an error.",
+                    "Leave the commit out. What needs transactions of its own goes into a"
+                    " backfill, or into `with op.get_context().autocommit_block():`.",
+                )
+
+
+def _is_commit(source: Source, call: ast.Call) -> bool:
+    """Whether a call commits on the revision's connection; an ORM session on it does not."""
+    if not isinstance(call.func, ast.Attribute):
+        return False
+    if call.func.attr == "commit":
+        return any(_is_the_revisions_own(one) for one in source.resolved(call.func.value))
+    is_sent = call.func.attr in {"execute", "exec_driver_sql"} and bool(call.args)
+    return is_sent and any(_COMMIT.match(text) for text in source.texts(call.args[0]))
+
+
+def _is_the_revisions_own(node: ast.expr) -> bool:
+    """Whether it is `op.get_bind()`, or what `op.get_context()` has."""
+    while isinstance(node, (ast.Attribute, ast.Call)):
+        if isinstance(node, ast.Attribute) and node.attr in {"get_bind", "get_context"}:
+            return True
+        node = node.func if isinstance(node, ast.Call) else node.value
+    return False
+
+
+def late_gates(source: Source, schema: Schema) -> Iterator[Finding]:
+    """Find gates behind other operations: a gate that refuses commits what precedes it, without
+    the version's stamp, and the next upgrade does that again."""
+    earlier: ast.Call | None = None
+    for call in source.calls("upgrade"):
+        operation = source.operation(call)
+        if operation == GATE and earlier is not None:
+            yield from source.tell(
+                call,
+                "gate-not-first",
+                ERROR,
+                f"The gate comes after op.{source.operation(earlier)} (line {earlier.lineno}),"
+                " which stays done when the gate refuses, and is done again by the next upgrade.",
+                "Make op.require_backfill the first operation of upgrade().",
+            )
+        elif operation is not None and not _is_harmless(source, call, operation):
+            earlier = earlier or call
+
+
+def _is_harmless(source: Source, call: ast.Call, operation: str) -> bool:
+    if operation == "execute" and call.args:
+        texts = source.texts(call.args[0])
+        return bool(texts) and all(_SETTING.match(text) for text in texts)
+    return operation in _HARMLESS
+
+
+def hasty_not_nulls(source: Source, schema: Schema) -> Iterator[Finding]:
+    """Find NOT NULL on a table that may have rows, with nothing that makes sure of values."""
+    new = created(source)
+    is_gated = False
+    for call in source.calls("upgrade"):
+        operation = source.operation(call)
+        is_gated |= operation == GATE
+        if operation == "add_column":
+            yield from _added(source, call, new)
+        elif operation == "alter_column" and not is_gated:
+            yield from _altered(source, call, new)
+        elif operation == "execute" and not is_gated and call.args:
+            for table in (t for s in source.texts(call.args[0]) for t in _SET_NOT_NULL.findall(s)):
+                if re.sub(r"[\"`]", "", table) not in new:
+                    yield from _told(source, call, f"Columns of {table} become NOT NULL")
+
+
+def _added(source: Source, call: ast.Call, new: set[str]) -> Iterator[Finding]:
+    table = source.table_of(call)
+    for column in (one for one in source.arguments_of(call) if isinstance(one, ast.Call)):
+        given = {k.arg: k.value for k in column.keywords}
+        kinds = {last_name(getattr(one, "func", one)) for one in column.args}
+        has_values = not _is(given.get("server_default"), None) or kinds & _ALWAYS_FILLED
+        if table in new or not _is(given.get("nullable", ast.Constant(True)), False) or has_values:
+            continue
+        name = constant(argument(column, 0, "name"))
+        yield from source.tell(
+            call,
+            "not-null-in-one-step",
+            ERROR,
+            f"{table}.{name} is added NOT NULL without a server_default, which fails on a table"
+            " with rows.",
+            f"{_THREE_STEPS}.",
+        )
+
+
+def _altered(source: Source, call: ast.Call, new: set[str]) -> Iterator[Finding]:
+    table = source.table_of(call)
+    given = {k.arg: k.value for k in call.keywords}
+    is_not_null = "nullable" in given and _is(given["nullable"], False)
+    was_not_null = "existing_nullable" in given and _is(given["existing_nullable"], False)
+    if is_not_null and not was_not_null and table not in new:
+        arguments = source.arguments_of(call)
+        name = constant(arguments[0]) if arguments else constant(given.get("column_name"))
+        yield from _told(source, call, f"{table}.{name} becomes NOT NULL")
+
+
+def _told(source: Source, call: ast.Call, what: str) -> Iterator[Finding]:
+    yield from source.tell(
+        call,
+        "not-null-without-gate",
+        ERROR,
+        f"{what}, and nothing makes sure that no row is without a value: one fails the upgrade.",
+        'Begin the revision with op.require_backfill("NAME") of the backfill that fills it.',
+    )
+
+
+def _is(node: ast.expr | None, value: object) -> bool:
+    """Whether a node is this constant; nothing given counts as None."""
+    if node is None:
+        return value is None
+    return isinstance(node, ast.Constant) and node.value is value

@@ -1,0 +1,5 @@
+"""No models."""
+
+
+def title(text: str) -> str:
+    return text.title()

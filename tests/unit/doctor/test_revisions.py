@@ -1,0 +1,32 @@
+"""The doctor on revision files: each trap is marked at its line, and nothing else is found."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from backfill.doctor.revisions import Files
+
+REVISIONS = sorted((Path(__file__).parent / "revisions").glob("*.py"))
+
+
+def files(*paths: Path) -> Files:
+    return Files.of(paths, [], Path(__file__))
+
+
+def marked(path: Path) -> list[tuple[int, str]]:
+    """The lines that carry `# <- code`."""
+    return [
+        (number, code)
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        for code in re.findall(r"# <- ([\w-]+)", line)
+    ]
+
+
+@pytest.mark.parametrize("path", REVISIONS, ids=lambda path: path.stem)
+def test_finds_what_is_marked_and_nothing_else(path: Path) -> None:
+    options = path.with_name("options.py")
+    found = [one for one in files(path, options).findings() if one.where.endswith(path.name)]
+    assert [(one.line, one.code) for one in found] == marked(path)
