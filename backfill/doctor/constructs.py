@@ -46,7 +46,7 @@ def is_insert(source: Source, call: ast.Call) -> bool:
     if any(_INSERT.match(text) for text in source.texts(call.args[0])):
         return True
     for node in source.resolved(call.args[0]):
-        chain, base = _chain(node)
+        chain, base = _chain(source, node)
         if "insert" in {name for name, _ in chain} or last_name(base) == "insert":
             return True
     return False
@@ -90,20 +90,25 @@ def _unquoted(name: str) -> str:
 # -- constructs ----------------------------------------------------------------------------
 
 
-def _chain(node: ast.expr) -> tuple[Chain, ast.expr]:
-    """Take `a.b(…).c(…)` apart: the calls from the first on, and what they begin with."""
+def _chain(source: Source, node: ast.expr) -> tuple[Chain, ast.expr]:
+    """Take `a.b(…).c(…)` apart: the calls from the first on, also those of what a name stands
+    for, and what they begin with."""
     calls: Chain = []
     while isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
         calls.insert(0, (node.func.attr, node))
         node = node.func.value
     if isinstance(node, ast.Call):
         calls.insert(0, (last_name(node.func), node))
+    value = source.resolved(node)[0]
+    if value is not node:
+        before, base = _chain(source, value)
+        return [*before, *calls], base
     return calls, node
 
 
 def _construct(source: Source, node: ast.expr) -> Write | None:
     """Read `sa.update(table).where(…).values(…)` or `table.update()…`."""
-    chain, base = _chain(node)
+    chain, base = _chain(source, node)
     for place, (name, call) in enumerate(chain):
         if name not in _VERBS:
             continue
@@ -115,7 +120,7 @@ def _construct(source: Source, node: ast.expr) -> Write | None:
 
 def _by_query(source: Source, call: ast.Call) -> Write | None:
     """Read `session.query(Model).filter(…).update({…})`."""
-    chain, base = _chain(call)
+    chain, base = _chain(source, call)
     names = [name for name, _ in chain]
     dotted = {node.attr for node in ast.walk(base) if isinstance(node, ast.Attribute)}
     if not names or names[-1] not in _VERBS or "query" not in {*names[:-1], *dotted}:

@@ -26,7 +26,7 @@ def of_backfills(source: Source) -> Iterator[Finding]:
     if source.declarations:
         for node, dotted, _ in source.imports:
             if is_live(dotted):
-                yield from _told(source, node, dotted, "a file with a backfill")
+                yield from _told(source, node, dotted, "The file of a backfill")
 
 
 def of_revisions(source: Source, *_: object) -> Iterator[Finding]:
@@ -44,7 +44,7 @@ def _told(source: Source, node: ast.stmt, dotted: str, user: str) -> Iterator[Fi
         node,
         "live-models",
         WARNING,
-        f"{user[0].upper()}{user[1:]} uses {dotted}, a live model, which will have moved on when"
+        f"{user} uses {dotted}, a live model, which will have moved on when"
         " this runs on another database.",
         'Name tables by their names: table = "users", or sa.table("users", sa.column("id")).',
     )

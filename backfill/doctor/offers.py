@@ -13,7 +13,13 @@ if TYPE_CHECKING:
 
     from backfill.doctor.sql import Write
 
-_UNFINISHED = "say which rows are still to do: once one is done, this must not be true any more"
+    Loop = ast.For | ast.AsyncFor
+
+_NOT_KNOWN = (
+    '# where = "…"  # rows that are still to do: must be false of a row once it is done.',
+    "# Without it every row is done once, and nothing can be proved or swept.",
+)
+_MAY_STAY = "# Must be false of a row once it is done; else add what makes it so."
 
 
 def instead_of(write: Write, new_columns: Collection[str]) -> str | None:
@@ -39,16 +45,17 @@ _DELETING = (
 
 
 def instead_of_loop(
-    write: Write | None, table: str | None, row: str | None, body: list[ast.stmt]
+    write: Write | None, table: str | None, loop: Loop, new_columns: Collection[str]
 ) -> str:
     """Return the class for a loop over rows, with a marked place for what it computes."""
+    row, body = name_of_row(loop), loop.body
     reads = _attributes(row, body) - {"id"}
     table = (write and write.table) or table or "the_table"
     writes = sorted(write.assignments if write else _assigned(row, body)) or ["new_column"]
     reads -= {"new_column", *(() if write else writes)}
-    computed = ", ".join(f'"{name}": …' for name in writes)
+    computed = ", ".join(f'"{name}": ...' for name in writes)
     lines = [
-        f'where = "{writes[0]} IS NULL"  # {_UNFINISHED}',
+        *_is_null([name for name in writes if name in new_columns]),
         f"reads = {_listed(sorted(reads) or ['old_column'])}",
         f"writes = {_listed(writes)}",
         "",
@@ -126,9 +133,12 @@ def _pending(write: Write, new_columns: Collection[str]) -> list[str]:
     if new and not write.is_python:
         before = f"{lines[0].removeprefix('where = ')[1:-1]} AND " if lines else ""
         return [f"where = {_quoted(f'{before}{new[0]} IS NULL')}"]
-    if new and not lines:
-        return [f'where = "{new[0]} IS NULL"']
-    return [f"# {_UNFINISHED}", *(lines or [f'where = "{next(iter(write.assignments))} IS NULL"'])]
+    return [_MAY_STAY, *lines] if lines else _is_null(new)
+
+
+def _is_null(new: list[str]) -> list[str]:
+    """Return the lines for rows that have no value in a new column yet, if there is one."""
+    return [f'where = "{new[0]} IS NULL"'] if new else list(_NOT_KNOWN)
 
 
 def _mentions(write: Write, name: str) -> bool:
@@ -161,12 +171,12 @@ def _assigned(row: str | None, body: list[ast.stmt]) -> set[str]:
     }
 
 
-def sets_its_row(loop: ast.For | ast.AsyncFor) -> bool:
+def sets_its_row(loop: Loop) -> bool:
     """Whether a loop sets attributes of what it walks over."""
     return bool(_assigned(name_of_row(loop), loop.body))
 
 
-def name_of_row(loop: ast.For | ast.AsyncFor) -> str | None:
+def name_of_row(loop: Loop) -> str | None:
     """Return what a loop calls its row."""
     return loop.target.id if isinstance(loop.target, ast.Name) else None
 

@@ -50,6 +50,7 @@ _EQUAL = re.compile(
 _BOUND = re.compile(
     rf"\s*\(?\s*(?P<column>{_DOTTED})\s*(?P<how>[<>])=?\s*{_CONSTANT}\s*\)?\s*", re.IGNORECASE
 )
+_PARAMETER = re.compile(r"(?<![:\w]):[A-Za-z_]|%s|%\(\w|\{")
 _BETWEEN = re.compile(rf"(\bBETWEEN\s+{_CONSTANT})\s+AND\s", re.IGNORECASE)
 
 
@@ -133,6 +134,7 @@ def _write(statement: str) -> Iterator[Write]:
     joined = match["joined"].strip() + ("" if is_update else clauses.get("", "").strip())
     table = _plain(match["table"])
     alias = match["alias"]
+    is_known = not _PARAMETER.search(_masked(" ".join([*assignments.values(), where or ""])))
     limited = _masked(statement[:start] + str(where) + (others or ""))
     if alias and table:
         swap = re.compile(rf"(?<![\w.]){re.escape(alias)}\s*\.")
@@ -144,7 +146,7 @@ def _write(statement: str) -> Iterator[Write]:
         assignments,
         where,
         others,
-        is_plain=not joined and not prefix and (bool(assignments) or not is_update),
+        is_plain=is_known and not joined and not prefix and (bool(assignments) or not is_update),
         has_limit=bool(_LIMIT.search(limited)) or not {"LIMIT", "FETCH"}.isdisjoint(clauses),
         narrowed=_narrowed(where or ""),
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from backfill.doctor.constructs import is_insert, reads_rows, tables_read, writes_of
 from backfill.doctor.findings import WARNING
-from backfill.doctor.offers import instead_of, instead_of_loop, name_of_row, sets_its_row
+from backfill.doctor.offers import instead_of, instead_of_loop, sets_its_row
 from backfill.doctor.schema import added, created
 from backfill.doctor.sources import last_name
 
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     Loop = ast.For | ast.AsyncFor | ast.While
 
 _INSTEAD = "Let a backfill do it in small transactions, after the revision"
+_CHANGES = {
+    "UPDATE": "An UPDATE changes all its rows of{}",
+    "DELETE": "A DELETE removes all its rows of{}",
+}
 _SAVES = {"add", "add_all", "merge", "delete", "bulk_save_objects", "bulk_update_mappings"}
 
 
@@ -37,14 +41,13 @@ def row_loops(source: Source, schema: Schema) -> Iterator[Finding]:
             continue
         write = next(iter(writes), None)
         read = sorted(tables_read(source, loop.iter))
-        row = name_of_row(loop)
         yield from source.tell(
             loop,
             "row-loop",
             WARNING,
-            f"A Python loop writes row by row{_to(write)} inside the revision.",
+            f"A Python loop writes{_table(write)} row by row inside the revision.",
             f"{_INSTEAD}; a class for this:",
-            instead_of_loop(write, read[0] if len(read) == 1 else None, row, loop.body),
+            instead_of_loop(write, read[0] if len(read) == 1 else None, loop, added(source)),
         )
 
 
@@ -60,10 +63,9 @@ def batch_loops(source: Source, schema: Schema) -> Iterator[Finding]:
                 loop,
                 "batch-loop",
                 WARNING,
-                f"A loop writes in batches{_to(limited[0])}, but all of them are one transaction,"
-                " whose locks last until the revision's end.",
-                f"{_INSTEAD}; a class for this:",
-                instead_of_loop(limited[0], None, None, loop.body),
+                f"A loop writes{_table(limited[0])} in batches, but all of them are one"
+                " transaction, whose locks last until the revision's end.",
+                *_advice(instead_of(limited[0], added(source))),
             )
 
 
@@ -79,17 +81,18 @@ def unbatched_writes(source: Source, schema: Schema) -> Iterator[Finding]:
             is_small = write.has_limit or schema.is_narrow(write.table, write.narrowed)
             if write.table in new or (is_small and not is_computed):
                 continue
-            offer = instead_of(write, columns)
             yield from source.tell(
                 call,
                 "unbatched-write",
                 WARNING,
-                f"An {write.verb}{_to(write)} changes all its rows in one transaction."
-                if write.verb == "UPDATE"
-                else f"A DELETE{_to(write, 'from')} removes all its rows in one transaction.",
-                f"{_INSTEAD}{'; a class for this:' if offer else ': backfill new NAME …'}",
-                offer,
+                f"{_CHANGES[write.verb].format(_table(write) or ' a table')} in one transaction.",
+                *_advice(instead_of(write, columns)),
             )
+
+
+def _advice(offer: str | None) -> tuple[str, str | None]:
+    how = "a class for this:" if offer else "`backfill new NAME` writes a class."
+    return f"{_INSTEAD}; {how}", offer
 
 
 def _row_loops(source: Source) -> list[ast.For | ast.AsyncFor]:
@@ -133,5 +136,5 @@ def _is_autocommitted(source: Source, node: ast.AST) -> bool:
     )
 
 
-def _to(write: Write | None, word: str = "of") -> str:
-    return "" if write is None or write.table is None else f" {word} {write.table!r}"
+def _table(write: Write | None) -> str:
+    return "" if write is None or write.table is None else f" {write.table!r}"

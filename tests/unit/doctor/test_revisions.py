@@ -30,3 +30,11 @@ def test_finds_what_is_marked_and_nothing_else(path: Path) -> None:
     options = path.with_name("options.py")
     found = [one for one in files(path, options).findings() if one.where.endswith(path.name)]
     assert [(one.line, one.code) for one in found] == marked(path)
+
+
+def test_every_class_that_is_offered_is_a_right_declaration() -> None:
+    offers = [one.offer for one in files(*REVISIONS).findings() if one.offer]
+    assert len(offers) > 20
+    for offer in offers:
+        assert max(map(len, offer.splitlines())) <= 110
+        exec(compile(offer, "offer", "exec"), {})

@@ -9,7 +9,7 @@ from sqlalchemy import delete, text, update
 revision = "unbatched"
 down_revision = None
 
-users = sa.table("users", sa.column("id"), sa.column("first"), sa.column("full_name"))
+users = sa.table("users", sa.column("id"), sa.column("first"), sa.column("full_name"), sa.column("manager_id"))
 LOWER = "UPDATE users SET email = lower(email)"
 
 
