@@ -223,6 +223,27 @@ def check(call: Call, names: tuple[str, ...], as_json: bool) -> None:
         sys.exit(EXIT_FAILED)
 
 
+@cli.command()
+@click.option("--all", "everything", is_flag=True, help="Applied revisions and complete ones too.")
+@_json
+@click.pass_obj
+@_command
+def doctor(call: Call, everything: bool, as_json: bool) -> None:
+    """Find known traps in env.py, revisions and database; exit 1 if there are any.
+
+    What is meant so gets a comment: # backfill: ok
+    """
+    from backfill.doctor import examine  # here, since no other command needs all that
+
+    found = examine(call, everything=everything)
+    if as_json:
+        _print_json([asdict(one) for one in found])
+    else:
+        _echo(presentation.findings(found))
+    if found:
+        sys.exit(EXIT_FAILED)
+
+
 # -- running -------------------------------------------------------------------------------
 
 

@@ -73,6 +73,13 @@ class Collector:
             self.has_begun.set()
             self._close()
 
+    def look(self) -> None:
+        """Read each signal once."""
+        try:
+            self.tick()
+        finally:
+            self._close()
+
     def end(self) -> None:
         """Let `run` come to its end, soon."""
         self._ends.set()

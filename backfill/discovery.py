@@ -102,6 +102,15 @@ def _which_database(one: Declared, databases: Sequence[str]) -> str:
     )
 
 
+def files(script: ScriptDirectory) -> tuple[list[Path], list[Path]]:
+    """Return the files in which revisions may be, and those of the folders for backfills."""
+    deep = "**/*.py" if script.recursive_version_locations else "*.py"
+    locations = _locations(script)
+    versions = {path for location in locations for path in location.glob(deep)}
+    folders = {path for one in locations for path in (one.parent / FOLDER).glob("*.py")}
+    return sorted(versions), sorted(folders)
+
+
 def _revisions(script: ScriptDirectory) -> list[Script]:
     """Return all revisions, first ones first."""
     try:

@@ -53,6 +53,27 @@ class Plan:
     warnings: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What reading tells of a backfill's table."""
+
+    rows: int | None
+    """About; None: not known."""
+    pending_share: float | None
+    walk_plan: list[str]
+    walk_is_index_range: bool
+
+    @property
+    def is_small(self) -> bool:
+        return self.rows is not None and self.rows <= _SMALL_TABLE
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether so few rows are pending that an index of them is worth its while."""
+        share = self.pending_share
+        return share is not None and share < _SPARSE and self.rows is not None and not self.is_small
+
+
 class _RollBack(Exception):
     """Ends the first chunk's transaction without its writes."""
 
@@ -62,6 +83,18 @@ def make_plan(target: Target, settings: Settings) -> Plan:
     by_index = not target.key.is_single
     limits = Limits.of(settings, f"backfill: plan {target.declaration.name}", by_index=by_index)
     return _Planner(target, settings, limits).plan()
+
+
+def survey(target: Target, settings: Settings) -> Survey:
+    """Return what a plan says of the table, in one short transaction that only reads."""
+    by_index = not target.key.is_single
+    limits = Limits.of(settings, f"backfill: look {target.declaration.name}", by_index=by_index)
+    planner, dialect = _Planner(target, settings, limits), target.dialect
+    with (
+        dialect.open(limits) as connection,
+        dialect.transaction(connection, limits, write=False),
+    ):
+        return planner.survey(connection)
 
 
 class _Planner:
@@ -77,11 +110,8 @@ class _Planner:
         target = self.target
         with self.dialect.open(self.limits) as connection:
             with self.dialect.transaction(connection, self.limits, write=False):
-                rows = self.dialect.row_estimate(connection, target.table)
-                points = [START, *self._sample_points(connection, rows)]
-                share = self._pending_share(connection, points)
-                lines, ranged = self._walk_plan(connection, points)
-                self._warn(connection, rows, share, ranged)
+                found = self.survey(connection)
+                self._warn(connection, found)
                 triggers = self._triggers(connection)
             chunk_rows, seconds = self._first_chunk(connection)
         return Plan(
@@ -90,17 +120,24 @@ class _Planner:
             table=target.table.fullname,
             key=list(target.key.names),
             level=target.declaration.level.value,
-            rows_estimated=rows,
-            pending_share=share,
+            rows_estimated=found.rows,
+            pending_share=found.pending_share,
             statements=self.shown,
-            walk_plan=lines,
-            walk_is_index_range=ranged,
+            walk_plan=found.walk_plan,
+            walk_is_index_range=found.walk_is_index_range,
             chunk_rows=chunk_rows,
             chunk_seconds=round(seconds, 6),
-            seconds_estimated=_forecast(rows, share, chunk_rows, seconds),
+            seconds_estimated=_forecast(found, chunk_rows, seconds),
             sync=triggers,
             warnings=self.warnings,
         )
+
+    def survey(self, connection: sa.Connection) -> Survey:
+        """Look at the table, in the caller's transaction."""
+        rows = self.dialect.row_estimate(connection, self.target.table)
+        points = [START, *self._sample_points(connection, rows)]
+        share = self._pending_share(connection, points)
+        return Survey(rows, share, *self._walk_plan(connection, points))
 
     def _sample_points(self, connection: sa.Connection, rows: int | None) -> list[KeyValues]:
         if not rows or rows < _SAMPLES * _SAMPLE_ROWS:
@@ -139,11 +176,9 @@ class _Planner:
         explanation = self.dialect.explain(connection, statement)
         return list(explanation.lines), explanation.is_index_range
 
-    def _warn(
-        self, connection: sa.Connection, rows: int | None, share: float | None, ranged: bool
-    ) -> None:
+    def _warn(self, connection: sa.Connection, found: Survey) -> None:
         target = self.target
-        if not ranged and (rows is None or rows > _SMALL_TABLE):
+        if not found.walk_is_index_range and not found.is_small:
             self.warnings.append(
                 f"the walk over {', '.join(target.key.names)} is not an index range (see its plan):"
                 " each chunk would read far. Add an index on the key, or name another `key`."
@@ -160,10 +195,11 @@ class _Planner:
                 "there is no `where`: every row up to the highest key at the start is done once."
                 " Rows inserted later are up to the application, and no sweep can look for them."
             )
-        elif share is not None and share < _SPARSE and rows is not None and rows > _SMALL_TABLE:
+        elif found.is_sparse:
             self.warnings.append(
-                f"about {share:.1%} of the rows sampled are pending, so the walk scans far to find"
-                f" them (all of about {rows:,} rows). A partial index on the key for this `where`"
+                f"about {found.pending_share:.1%} of the rows sampled are pending, so the walk"
+                f" scans far to find them (all of about {found.rows:,} rows). A partial index on"
+                " the key for this `where`"
                 " would spare that, if it is run often."
             )
 
@@ -231,9 +267,8 @@ def _collecting(connection: sa.Connection, texts: list[str]) -> Iterator[None]:
         sa.event.remove(connection.engine, "before_cursor_execute", note)
 
 
-def _forecast(
-    rows: int | None, share: float | None, chunk_rows: int, seconds: float
-) -> float | None:
-    if rows is None or not chunk_rows:
+def _forecast(found: Survey, chunk_rows: int, seconds: float) -> float | None:
+    if found.rows is None or not chunk_rows:
         return None
-    return round(rows * (1.0 if share is None else share) * seconds / chunk_rows, 1)
+    share = 1.0 if found.pending_share is None else found.pending_share
+    return round(found.rows * share * seconds / chunk_rows, 1)

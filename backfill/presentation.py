@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from backfill.doctor import Finding
     from backfill.planner import Plan
 
 
@@ -75,6 +76,17 @@ def plan(found: Plan) -> Iterator[str]:
         yield f"  estimate   {duration(found.seconds_estimated)} at that speed, one worker"
     for warning in found.warnings:
         yield f"  warning    {warning}"
+
+
+def findings(found: Sequence[Finding]) -> Iterator[str]:
+    """Give what the doctor found as a person wants to read it."""
+    for one in found:
+        place = one.where if one.line is None else f"{one.where}:{one.line}"
+        yield f"{place}: {one.severity}: {one.message} [{one.code}]"
+        yield f"    {one.advice}"
+        for line in (one.offer or "").splitlines():
+            yield f"        {line}".rstrip()
+    yield f"{len(found)} found." if found else "Nothing found."
 
 
 def duration(seconds: float) -> str:

@@ -96,13 +96,7 @@ def load_all(origin: Origin, stack: ExitStack) -> list[Project]:
     application, can be used until the stack is closed.
     Raises ConfigurationError if there is no project, or env.py fails.
     """
-    config = configuration(origin, stack)
-    if origin.url is not None:
-        config.set_main_option("sqlalchemy.url", origin.url.replace("%", "%%"))
-    try:
-        script = ScriptDirectory.from_config(config)
-    except (CommandError, ParserError, ValueError) as error:
-        raise ConfigurationError(f"{config.config_file_name}: {error}") from error
+    config, script = find(origin, stack)
     databases = _run_env(config, script)
     if origin.database is not None:
         databases = [one for one in databases if one.name == origin.database]
@@ -117,6 +111,17 @@ def load_all(origin: Origin, stack: ExitStack) -> list[Project]:
     if one.engine.url == sa.make_url(origin.url):
         return [Project(config, script, one.engine, one.heads, one.name)]
     return [_elsewhere(config, script, one, origin.url)]
+
+
+def find(origin: Origin, stack: ExitStack) -> tuple[Config, ScriptDirectory]:
+    """Find the project, and look at no database; likewise."""
+    config = configuration(origin, stack)
+    if origin.url is not None:
+        config.set_main_option("sqlalchemy.url", origin.url.replace("%", "%%"))
+    try:
+        return config, ScriptDirectory.from_config(config)
+    except (CommandError, ParserError, ValueError) as error:
+        raise ConfigurationError(f"{config.config_file_name}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)

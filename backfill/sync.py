@@ -22,7 +22,7 @@ from backfill.dialects.triggers import Place, Script, mentions, unique_columns
 from backfill.errors import DeclarationError, RunFailed, TableBusy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from backfill.declaration import Backfill
     from backfill.dialects import Dialect
@@ -181,6 +181,20 @@ def _checked_columns(target: Target, connection: sa.Connection) -> Iterator[str]
 def is_installed(declaration: type[Backfill], dialect: Dialect, connection: sa.Connection) -> bool:
     """Whether the database has triggers of this backfill; reads only."""
     return bool(_found(declaration, dialect, connection))
+
+
+def left_behind(
+    names: Iterable[str], dialect: Dialect, connection: sa.Connection
+) -> list[tuple[str, str]]:
+    """Return table and name of the triggers that belong to none of these backfills."""
+    if dialect.triggers is None:
+        return []
+    known = {trigger_name(name) for name in names}
+    return [
+        (table, trigger)
+        for table, trigger in dialect.triggers.installed(connection)
+        if re.sub(r"^zz_|_(?:insert|update)$", "", trigger) not in known
+    ]
 
 
 def remove(

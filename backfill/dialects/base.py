@@ -23,6 +23,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from backfill.dialects.bulk import BulkUpdate, ExecutemanyUpdate
 from backfill.dialects.loops import outside_of_loops
+from backfill.dialects.rights import Rights
 from backfill.dialects.upkeep import Upkeep
 from backfill.errors import CommitUnknown
 
@@ -292,6 +293,11 @@ class Dialect:
     def upkeep(self) -> Upkeep:
         """What is known, and can be done, about dead rows and statistics."""
         return Upkeep(self)
+
+    @property
+    def rights(self) -> Rights:
+        """What this user may do."""
+        return Rights(self)
 
     def row_estimate(self, connection: sa.Connection, table: sa.Table) -> int | None:
         """Return about how many rows a table has, from statistics; None if there are none."""

@@ -18,6 +18,7 @@ from sqlalchemy.dialects import mysql
 from backfill.dialects import mysql_health
 from backfill.dialects.base import BINARY_TYPES, Dialect, ErrorKind, Explain, Explanation, Limits
 from backfill.dialects.bulk import BulkUpdate, ExecutemanyUpdate
+from backfill.dialects.mysql_rights import MySQLRights
 from backfill.dialects.mysql_triggers import LABEL, MariaDBTriggers
 from backfill.dialects.mysql_upkeep import MySQLUpkeep
 from backfill.dialects.triggers import literal
@@ -204,6 +205,10 @@ class MySQL(Dialect):
     @property
     def upkeep(self) -> MySQLUpkeep:
         return MySQLUpkeep(self)
+
+    @property
+    def rights(self) -> MySQLRights:
+        return MySQLRights(self)
 
     def health(self, table: sa.Table, settings: Settings) -> list[Signal]:
         words, ours = self._health_words(), self._sessions.copy

@@ -58,6 +58,9 @@ class MariaDBTriggers(Triggers):
         bodies = self._bodies(connection, place)
         return place if bodies else None
 
+    def installed(self, connection: sa.Connection) -> list[tuple[str, str]]:
+        return [(row.table_name, row.name) for row in connection.execute(_INSTALLED)]
+
     def install(self, connection: sa.Connection, target: Target, place: Place) -> bool:
         found = self._bodies(connection, place)
         is_changed = False
@@ -202,3 +205,9 @@ _FOUND = sa.text(
     "SELECT trigger_name AS name, action_statement AS body FROM information_schema.triggers"
     " WHERE trigger_schema = COALESCE(:schema, DATABASE()) AND trigger_name IN :names"
 ).bindparams(sa.bindparam("names", expanding=True))
+
+_INSTALLED = sa.text(
+    "SELECT event_object_table AS table_name, trigger_name AS name FROM information_schema.triggers"
+    " WHERE trigger_schema = DATABASE() AND trigger_name LIKE 'backfill|_sync|_%' ESCAPE '|'"
+    " ORDER BY 1, 2"
+)

@@ -25,6 +25,7 @@ from backfill.dialects.postgresql_bulk import (
     is_taken,
     prepare_driver,
 )
+from backfill.dialects.postgresql_rights import PostgreSQLRights
 from backfill.dialects.postgresql_triggers import LABEL, PostgreSQLTriggers
 from backfill.dialects.postgresql_upkeep import PostgreSQLUpkeep
 
@@ -184,6 +185,10 @@ class PostgreSQL(Dialect):
     @property
     def upkeep(self) -> PostgreSQLUpkeep:
         return PostgreSQLUpkeep(self)
+
+    @property
+    def rights(self) -> PostgreSQLRights:
+        return PostgreSQLRights(self)
 
     def row_estimate(self, connection: sa.Connection, table: sa.Table) -> int:
         """Ask the planner: it scales its statistics to the file's size of this moment."""

@@ -54,6 +54,9 @@ class PostgreSQLTriggers(Triggers):
             return None
         return replace(place, schema=row.nspname)
 
+    def installed(self, connection: sa.Connection) -> list[tuple[str, str]]:
+        return [(row.table_name, row.name) for row in connection.execute(_INSTALLED)]
+
     def install(self, connection: sa.Connection, target: Target, place: Place) -> bool:
         # Two that replace one function at once would get "tuple concurrently updated".
         connection.execute(sa.select(sa.func.set_config("lock_timeout", _WAIT, sa.true())))
@@ -250,3 +253,8 @@ BEGIN
   END;
 END
 $backfill$"""
+
+_INSTALLED = sa.text(
+    "SELECT CAST(CAST(tgrelid AS regclass) AS text) AS table_name, tgname AS name FROM pg_trigger"
+    " WHERE tgname LIKE '%backfill\\_sync\\_%' AND NOT tgisinternal ORDER BY 1, 2"
+)

@@ -83,6 +83,22 @@ class PostgreSQLUpkeep(Upkeep):
             f" that this run fills keep some: {alter}"
         ]
 
+    def pending_index(
+        self, table: sa.Table, key: Sequence[str], pending: sa.ColumnElement[bool]
+    ) -> str:
+        create = f"CREATE INDEX CONCURRENTLY {self.quoted(f'ix_{table.name}_pending')}"
+        return self._partial_index(create, self._name(table)["table"], key, pending)
+
+    def idle_vacuum(self, connection: sa.Connection, table: sa.Table) -> list[str]:
+        found = connection.execute(_WHAT_IS_OFF, self._name(table)).all()
+        server = [
+            f"ALTER SYSTEM SET {name} = on; SELECT pg_reload_conf()"
+            for name in ("autovacuum", "track_counts")
+            if any(getattr(row, name) == "off" for row in found)
+        ]
+        tables = [row.name for row in found if row.is_off]
+        return [*server, *(f"ALTER TABLE {name} RESET (autovacuum_enabled)" for name in tables)]
+
     def refusal(self, connection: sa.Connection, table: sa.Table) -> str | None:
         query = _RIGHTS if _version(connection) < _MAINTAIN else _RIGHTS_TO_MAINTAIN
         row = connection.execute(query, self._name(table)).first()
@@ -223,10 +239,18 @@ def _option(name: str) -> str:
     return f"CAST(COALESCE({own}, current_setting('{name}')) AS float)"
 
 
+_TABLE_IS_OFF = (
+    "EXISTS (SELECT FROM pg_options_to_table(c.reloptions)"
+    " WHERE option_name = 'autovacuum_enabled' AND NOT CAST(option_value AS boolean))"
+)
 _IS_OFF = (
     "current_setting('autovacuum') = 'off' OR current_setting('track_counts') = 'off'"
-    " OR EXISTS (SELECT FROM pg_options_to_table(c.reloptions)"
-    " WHERE option_name = 'autovacuum_enabled' AND NOT CAST(option_value AS boolean))"
+    f" OR {_TABLE_IS_OFF}"
+)
+_WHAT_IS_OFF = sa.text(
+    f"{_TREE}SELECT CAST(CAST(c.oid AS regclass) AS text) AS name, {_TABLE_IS_OFF} AS is_off,"
+    " current_setting('autovacuum') AS autovacuum, current_setting('track_counts') AS track_counts"
+    " FROM tree JOIN pg_class AS c ON c.oid = tree.oid WHERE c.relkind = 'r' ORDER BY 1"
 )
 # The thresholds are those of the manual's 24.1.6; version 18 has an upper limit of the first one.
 _LEAVES = sa.text(

@@ -49,6 +49,9 @@ class SQLiteTriggers(Triggers):
     def find(self, connection: sa.Connection, place: Place) -> Place | None:
         return place if self._found(connection, place) else None
 
+    def installed(self, connection: sa.Connection) -> list[tuple[str, str]]:
+        return [(row.table_name, row.name) for row in connection.execute(_INSTALLED)]
+
     def install(self, connection: sa.Connection, target: Target, place: Place) -> bool:
         found = self._found(connection, place)
         is_changed = False
@@ -131,3 +134,8 @@ def _follows(script: Script, name: str) -> str:
 
 
 _OUR_FUNCTIONS = sa.text("SELECT DISTINCT name FROM pragma_function_list WHERE NOT builtin")
+
+_INSTALLED = sa.text(
+    "SELECT tbl_name AS table_name, name FROM sqlite_master WHERE type = 'trigger'"
+    " AND name LIKE 'backfill|_sync|_%' ESCAPE '|' ORDER BY 1, 2"
+)

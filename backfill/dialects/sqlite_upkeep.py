@@ -19,6 +19,12 @@ _LIMIT = 400
 
 
 class SQLiteUpkeep(Upkeep):
+    def pending_index(
+        self, table: sa.Table, key: Sequence[str], pending: sa.ColumnElement[bool]
+    ) -> str:
+        name = self.quoted(f"ix_{table.name}_pending", table.schema)
+        return self._partial_index(f"CREATE INDEX {name}", self.quoted(table.name), key, pending)
+
     def refresh_statistics(
         self, limits: Limits, table: sa.Table, columns: Sequence[str], share: float
     ) -> list[str]:

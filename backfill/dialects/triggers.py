@@ -77,6 +77,10 @@ class Triggers:
         """Return the place with its schema if a trigger is there; None if there is none."""
         raise NotImplementedError
 
+    def installed(self, connection: sa.Connection) -> list[tuple[str, str]]:
+        """Return table and name of all triggers that are called as ours are."""
+        raise NotImplementedError
+
     def install(self, connection: sa.Connection, target: Target, place: Place) -> bool:
         """Make or replace what is missing or differs; whether anything did.
 

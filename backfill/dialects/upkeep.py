@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import sqlalchemy as sa
 
+from backfill.dialects.triggers import without_percents
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -89,6 +91,27 @@ class Upkeep:
         self, connection: sa.Connection, table: sa.Table, columns: Sequence[str], updates: Updates
     ) -> list[str]:
         """Say what would make updates like these cheaper, with the statement to send."""
+        return []
+
+    def pending_index(
+        self, table: sa.Table, key: Sequence[str], pending: sa.ColumnElement[bool]
+    ) -> str:
+        """Say which index would spare a walk the rows that are not pending."""
+        return (
+            "there are no partial indexes here, and one on the columns of `where` has to be written"
+            " by each chunk; so let the walk read past the other rows, or name a `key` that begins"
+            " with a column which tells pending rows apart"
+        )
+
+    def _partial_index(
+        self, place: str, table: str, key: Sequence[str], pending: sa.ColumnElement[bool]
+    ) -> str:
+        dialect = without_percents(self._dialect.engine.dialect)
+        where = pending.compile(dialect=dialect, compile_kwargs={"literal_binds": True})
+        return f"{place} ON {table} ({', '.join(map(self.quoted, key))}) WHERE {where}"
+
+    def idle_vacuum(self, connection: sa.Connection, table: sa.Table) -> list[str]:
+        """Return the statements that would let dead rows be removed again, where nobody does."""
         return []
 
     def refusal(self, connection: sa.Connection, table: sa.Table) -> str | None:

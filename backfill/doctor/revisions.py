@@ -11,8 +11,11 @@ from backfill.doctor.schema import Schema
 from backfill.doctor.sources import Source
 
 if TYPE_CHECKING:
+    import ast
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from pathlib import Path
+
+    from backfill.discovery import Declared
 
     Check = Callable[[Source, Schema], Iterator[Finding]]
 
@@ -67,6 +70,15 @@ class Files:
         for source in (*self.revisions, *self.backfills):
             found += models.of_backfills(source)
         return sorted(found, key=lambda one: (one.where, one.line or 0))
+
+    def place(self, one: Declared) -> tuple[Source, ast.stmt] | None:
+        """Return where a backfill's class stands."""
+        for source in (*self.revisions, *self.backfills):
+            if source.path.resolve() == one.path.resolve():
+                for node in source.declarations:
+                    if node.name == one.declaration.__name__:
+                        return source, node
+        return None
 
     def _forgotten_import(self) -> Iterator[Finding]:
         """Find that Alembic would see our tables, and autogenerate drop them: nothing that its

@@ -56,10 +56,15 @@ class Source:
     @cached_property
     def revision(self) -> str | None:
         """The identifier of a revision file."""
-        for value in self._assigned(self.tree, "revision"):
-            if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                return value.value
-        return None
+        return next(iter(self.names("revision")), None)
+
+    def names(self, variable: str) -> list[str]:
+        """Return the texts that a revision assigns to `down_revision` and its like."""
+        found = []
+        for value in self._assigned(self.tree, variable):
+            items = _items(value) or [value]
+            found += [text for one in items if (text := constant(one)) is not None]
+        return found
 
     @property
     def imports(self) -> Iterator[tuple[ast.Import | ast.ImportFrom, str, str]]:

@@ -23,10 +23,6 @@ if TYPE_CHECKING:
     Loop = ast.For | ast.AsyncFor | ast.While
 
 _INSTEAD = "Let a backfill do it in small transactions, after the revision"
-_CHANGES = {
-    "UPDATE": "An UPDATE changes all its rows of{}",
-    "DELETE": "A DELETE removes all its rows of{}",
-}
 _SAVES = {"add", "add_all", "merge", "delete", "bulk_save_objects", "bulk_update_mappings"}
 
 
@@ -85,7 +81,8 @@ def unbatched_writes(source: Source, schema: Schema) -> Iterator[Finding]:
                 call,
                 "unbatched-write",
                 WARNING,
-                f"{_CHANGES[write.verb].format(_table(write) or ' a table')} in one transaction.",
+                f"{write.verb} of {write.table or 'a table'}: all its rows in one transaction,"
+                " however many they are.",
                 *_advice(instead_of(write, columns)),
             )
 
@@ -137,4 +134,4 @@ def _is_autocommitted(source: Source, node: ast.AST) -> bool:
 
 
 def _table(write: Write | None) -> str:
-    return "" if write is None or write.table is None else f" {write.table!r}"
+    return "" if write is None or write.table is None else f" {write.table}"

@@ -21,6 +21,7 @@ from backfill.runs import Status, Terms, check_transition
 from backfill.store import quarantine, ranges, runs
 from backfill.store.quarantine import count as count_failures
 from backfill.store.runs import current, exists
+from backfill.tables import NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from backfill.keys import KeyValues
     from backfill.runs import Checkpoint, Failure, KeyRange, Lease, NewRun, Run
 
-__all__ = ["Store", "count_failures", "current", "exists", "note"]
+__all__ = ["NAMES", "Store", "count_failures", "current", "exists", "note"]
 
 logger = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ LAYERS = [
     {"__init__", "__main__"},
     {"flask"},
     {"cli", "completion", "operations", "testing"},
-    {"running"},
+    {"running", "doctor"},
     {"context", "quarantine", "runner"},
     {"processes"},
     {"threads"},
