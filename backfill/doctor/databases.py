@@ -63,7 +63,7 @@ class Patient:
         return self.context.project.database or shown
 
     def findings(self) -> list[Finding]:
-        """Return what is wrong here; also called where the driver needs an event loop."""
+        """Return what is wrong here."""
         found: list[Finding] = []
         with self._told(found, self.name), self.reading() as connection:
             found += self._orphans(connection)
@@ -273,14 +273,13 @@ class Patient:
 
     def _unwatched(self, one: Declared, target: Target) -> Iterator[Finding]:
         """Find signals of the database's health that this user may not see."""
-        settings = self.context.settings(one, {})
-        signals = self.dialect.health(target.table, settings)
+        signals = self.dialect.health(target.table, self.context.settings(one, {}))
         said: list[str] = []
         Collector(self.dialect, signals, Throttle(signals, Activity()), said.append).look()
         for text in said:
             what, _, how = text.partition("; to have it watched: ")
             if how:
-                yield from self._about(one, "not-watched", WARNING, f"{what}.", f"{how};")
+                yield Finding("not-watched", WARNING, self.name, None, f"{what}.", f"{how};")
 
 
 def _indexed(target: Target, connection: sa.Connection) -> Iterator[Sequence[str | None]]:
