@@ -13,10 +13,19 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
 _ME = sa.text("SELECT CURRENT_USER(), DATABASE()")
+_IS_THERE = sa.text(
+    "SELECT count(*) FROM information_schema.tables"
+    " WHERE table_schema = DATABASE() AND table_name = :name"
+)
+_ALL = "CREATE, INDEX, REFERENCES, SELECT, INSERT, UPDATE, DELETE"
 _MAY_CREATE = sa.text(
-    "SELECT count(*) FROM (SELECT privilege_type FROM information_schema.user_privileges"
+    "SELECT count(DISTINCT privilege_type) = 3 FROM ("
+    "SELECT privilege_type FROM information_schema.user_privileges"
     " UNION ALL SELECT privilege_type FROM information_schema.schema_privileges"
-    " WHERE DATABASE() LIKE table_schema) AS mine WHERE privilege_type = 'CREATE'"
+    " WHERE DATABASE() LIKE table_schema"
+    " UNION ALL SELECT privilege_type FROM information_schema.table_privileges"
+    " WHERE table_schema = DATABASE() AND table_name LIKE 'backfill|_%' ESCAPE '|')"
+    " AS mine WHERE privilege_type IN ('CREATE', 'INDEX', 'REFERENCES')"
 )
 
 
@@ -31,35 +40,40 @@ class MySQLRights(Rights):
         return self._missing(connection, name, tries)
 
     def on_state(self, connection: sa.Connection, names: Collection[str]) -> list[Missing]:
-        inspector = sa.inspect(connection)
-        there = [name for name in sorted(names) if inspector.has_table(name)]
-        if not there and not connection.execute(_MAY_CREATE).scalar():
-            me, database = self._me(connection)
-            what = f"{me} may not create the state tables"
-            return [Missing(what, f"GRANT CREATE ON {database}.* TO {me}")]
-        found = []
-        for name in there:
-            (column, *_) = inspector.get_columns(name)
-            first = self._quoted(column["name"])
-            tries = {
-                "SELECT": f"SELECT 1 FROM {name} WHERE 1 = 0",
-                "INSERT": f"INSERT INTO {name} ({first}) VALUES (0)",
-                "UPDATE": f"UPDATE {name} SET {first} = {first} WHERE 1 = 0",
-                "DELETE": f"DELETE FROM {name} WHERE 1 = 0",
-            }
-            found += self._missing(connection, name, tries)
-        return found
+        me, database = self._me(connection)
+        places = {name: f"{database}.{name}" for name in sorted(names)}
+        refused = {
+            place: self._refused(connection, _tries(name, place))
+            for name, place in places.items()
+            if self._is_there(connection, name)
+        }
+        lacking = {place: found for place, found in refused.items() if found}
+        if lacking:
+            grants = [f"GRANT {', '.join(p)} ON {place} TO {me}" for place, p in lacking.items()]
+            what = f"{me} may not use the state tables {', '.join(lacking)}"
+            return [Missing(what, "; ".join(grants))]
+        if not refused and not connection.execute(_MAY_CREATE).scalar():
+            grants = [f"GRANT {_ALL} ON {place} TO {me}" for place in places.values()]
+            return [Missing(f"{me} may not create the state tables", "; ".join(grants))]
+        return []
+
+    def _is_there(self, connection: sa.Connection, name: str) -> bool:
+        """Whether there is such a table that this user may see anything of."""
+        return bool(connection.execute(_IS_THERE, {"name": name}).scalar())
 
     def _missing(
         self, connection: sa.Connection, name: str, tries: dict[str, str]
     ) -> list[Missing]:
-        refused = [p for p, sql in tries.items() if self._is_refused(connection, sql)]
+        refused = self._refused(connection, tries)
         if not refused:
             return []
         me, database = self._me(connection)
         table = name if "." in name else f"{database}.{name}"
         what = f"{me} lacks {', '.join(refused)} on {table}"
         return [Missing(what, f"GRANT {', '.join(refused)} ON {table} TO {me}")]
+
+    def _refused(self, connection: sa.Connection, tries: dict[str, str]) -> list[str]:
+        return [p for p, sql in tries.items() if self._is_refused(connection, sql)]
 
     def _is_refused(self, connection: sa.Connection, statement: str) -> bool:
         try:
@@ -78,3 +92,14 @@ class MySQLRights(Rights):
 
     def _quoted(self, name: str, schema: str | None = None) -> str:
         return self._dialect.upkeep.quoted(name, schema)
+
+
+def _tries(name: str, place: str) -> dict[str, str]:
+    """Return a statement for each right that the state table needs."""
+    column = "version" if name.endswith("_schema") else "id"
+    return {
+        "SELECT": f"SELECT 1 FROM {place} WHERE 1 = 0",
+        "INSERT": f"INSERT INTO {place} ({column}) VALUES (0)",
+        "UPDATE": f"UPDATE {place} SET {column} = {column} WHERE 1 = 0",
+        "DELETE": f"DELETE FROM {place} WHERE 1 = 0",
+    }

@@ -89,7 +89,7 @@ _ON_SCHEMA = sa.text(
     " WHERE NOT (has_table_privilege(oid, 'SELECT') AND has_table_privilege(oid, 'INSERT')"
     " AND has_table_privilege(oid, 'UPDATE') AND has_table_privilege(oid, 'DELETE'))) AS refused,"
     " (SELECT string_agg(CAST(CAST(s.oid AS regclass) AS text), ', ' ORDER BY s.relname)"
-    " FROM pg_depend AS d JOIN pg_class AS s ON s.oid = d.objid AND s.relkind = 'S'"
-    " JOIN ours ON ours.oid = d.refobjid"
-    " WHERE d.deptype = 'a' AND NOT has_sequence_privilege(s.oid, 'USAGE')) AS sequences"
+    " FROM pg_depend AS d JOIN pg_class AS s ON s.oid = d.objid"
+    " JOIN ours ON ours.oid = d.refobjid WHERE d.deptype = 'a' AND CASE WHEN s.relkind = 'S'"
+    " THEN NOT has_sequence_privilege(s.oid, 'USAGE') END) AS sequences"
 ).bindparams(sa.bindparam("names", expanding=True))

@@ -69,8 +69,9 @@ class Patient:
             found += self._orphans(connection)
         runs: dict[str, Run | None] = {}
         with self._told(found, self.name):
-            runs = self._runs()
-            found += self._state_rights()
+            refused = list(self._state_rights())
+            found += refused
+            runs = {} if refused else self._runs()
         for one in self.context.declared:
             run = runs.get(one.name)
             found += self._left_by(one, run) if run is not None else ()
