@@ -9,7 +9,7 @@ import ast
 import io
 import re
 import tokenize
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     Function = ast.FunctionDef | ast.AsyncFunctionDef
+    Values = dict[str, list[tuple[int, list[ast.expr]]]]
+    """Name to lines, and what it is from there on: one of these expressions."""
 
 _ACCEPTED = re.compile(r"#\s*backfill:\s*ok\b", re.IGNORECASE)
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -29,12 +31,14 @@ _PASSED_THROUGH = {"text", "DDL", "dedent", "cleandoc"}
 _KEPT = {"strip", "lstrip", "rstrip", "bindparams", "columns", "execution_options", "format"}
 
 
-@dataclass
+@dataclass(eq=False)
 class Source:
     """A file of Python, as far as it can be told without running it."""
 
     path: Path
     text: str
+    _reached: dict[str, list[Any]] = field(default_factory=dict)
+    _values: dict[ast.AST, Values] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> Source:
@@ -168,8 +172,10 @@ class Source:
 
         The template for several databases calls `upgrade_NAME` by a name that it computes.
         """
-        function = self._functions.get(root)
-        return [] if function is None else self.used(function, root=root)
+        if root not in self._reached:
+            function = self._functions.get(root)
+            self._reached[root] = [] if function is None else self.used(function, root=root)
+        return self._reached[root]
 
     def used(self, node: ast.AST, *, root: str | None = None) -> list[Any]:
         """Return the nodes in one and in the functions that it uses, in the order of the file."""
@@ -249,23 +255,12 @@ class Source:
 
     def _assigned(self, scope: ast.AST, name: str, before: int | None = None) -> list[ast.expr]:
         """Return what a name is in a scope: its last value before a line, or each of a loop's."""
-        found: list[tuple[int, list[ast.expr]]] = []
-        for node in _own_nodes(scope):
-            if isinstance(node, ast.Assign) and any(_is(t, name) for t in node.targets):
-                found.append((node.lineno, [node.value]))
-            elif isinstance(node, (ast.AnnAssign, ast.NamedExpr)) and _is(node.target, name):
-                found.append((node.lineno, [node.value] if node.value else []))
-            elif isinstance(node, ast.For) and _is(node.target, name):
-                found.append((node.lineno, _items(node.iter)))
-            elif isinstance(node, ast.With):
-                found += [
-                    (node.lineno, [item.context_expr])
-                    for item in node.items
-                    if item.optional_vars and _is(item.optional_vars, name)
-                ]
+        if scope not in self._values:
+            self._values[scope] = _values_in(scope)
+        found = self._values[scope].get(name, [])
         is_module = isinstance(scope, ast.Module)
         earlier = [one for one in found if is_module or before is None or one[0] < before]
-        return max(earlier, default=(0, []))[1] if len(earlier) < 2 else earlier[-1][1]
+        return earlier[-1][1] if earlier else []
 
     def texts(self, node: ast.expr, depth: int = 0) -> list[str]:
         """Return the texts that an expression may be; what is not known in it stands in braces."""
@@ -315,12 +310,30 @@ def _own_nodes(scope: ast.AST) -> Iterator[ast.AST]:
             yield from _own_nodes(child)
 
 
+def _values_in(scope: ast.AST) -> Values:
+    """Return what each name of a scope is, line by line."""
+    found: Values = {}
+
+    def note(target: ast.expr | None, line: int, values: list[ast.expr]) -> None:
+        if isinstance(target, ast.Name):
+            found.setdefault(target.id, []).append((line, values))
+
+    for node in _own_nodes(scope):
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                note(target, node.lineno, [node.value])
+        elif isinstance(node, (ast.AnnAssign, ast.NamedExpr)):
+            note(node.target, node.lineno, [node.value] if node.value else [])
+        elif isinstance(node, ast.For):
+            note(node.target, node.lineno, _items(node.iter))
+        elif isinstance(node, ast.With):
+            for item in node.items:
+                note(item.optional_vars, node.lineno, [item.context_expr])
+    return found
+
+
 def _decorators(statement: ast.stmt) -> list[ast.expr]:
     return getattr(statement, "decorator_list", [])
-
-
-def _is(target: ast.expr, name: str) -> bool:
-    return isinstance(target, ast.Name) and target.id == name
 
 
 def _items(node: ast.expr) -> list[ast.expr]:

@@ -6,7 +6,7 @@ import ast
 import re
 from typing import TYPE_CHECKING
 
-from backfill.doctor.findings import ERROR
+from backfill.doctor.findings import ERROR, WARNING
 from backfill.doctor.schema import created
 from backfill.doctor.sources import argument, constant, last_name
 
@@ -21,6 +21,10 @@ GATE = "require_backfill"
 _HARMLESS = {GATE, "get_bind", "get_context", "f", "batch_alter_table"}
 """What may stand before a gate: it does nothing by itself."""
 _COMMIT = re.compile(r"\s*COMMIT\b(?!\s+PREPARED)", re.IGNORECASE)
+_INSTEAD_OF_COMMIT = (
+    "Leave the commit out. What needs transactions of its own goes into a backfill, or into"
+    " `with op.get_context().autocommit_block():`."
+)
 _SETTING = re.compile(r"\s*(?:SET|SELECT|SHOW|PRAGMA|RESET)\b", re.IGNORECASE)
 _SET_NOT_NULL = re.compile(
     r"\bALTER\s+TABLE\s+(?:ONLY\s+|IF\s+EXISTS\s+)*([\w.\"`]+).*?\bSET\s+NOT\s+NULL\b",
@@ -45,18 +49,28 @@ def commits(source: Source, schema: Schema) -> Iterator[Finding]:
                     ERROR,
                     f"{ast.unparse(call)} ends Alembic's own transaction: what comes after it,"
                     " the version's stamp too, may be rolled back without an error.",
-                    "Leave the commit out. What needs transactions of its own goes into a"
-                    " backfill, or into `with op.get_context().autocommit_block():`.",
+                    _INSTEAD_OF_COMMIT,
+                )
+            elif _is_commit_as_sql(source, call):
+                yield from source.tell(
+                    call,
+                    "commit-as-sql",
+                    WARNING,
+                    "COMMIT ends the transaction behind Alembic's back: when the revision fails"
+                    " later, what came before stays done, and is done again by the next upgrade.",
+                    _INSTEAD_OF_COMMIT,
                 )
 
 
 def _is_commit(source: Source, call: ast.Call) -> bool:
     """Whether a call commits on the revision's connection; an ORM session on it does not."""
-    if not isinstance(call.func, ast.Attribute):
+    if not isinstance(call.func, ast.Attribute) or call.func.attr != "commit":
         return False
-    if call.func.attr == "commit":
-        return any(_is_the_revisions_own(one) for one in source.resolved(call.func.value))
-    is_sent = call.func.attr in {"execute", "exec_driver_sql"} and bool(call.args)
+    return any(_is_the_revisions_own(one) for one in source.resolved(call.func.value))
+
+
+def _is_commit_as_sql(source: Source, call: ast.Call) -> bool:
+    is_sent = last_name(call.func) in {"execute", "exec_driver_sql"} and bool(call.args)
     return is_sent and any(_COMMIT.match(text) for text in source.texts(call.args[0]))
 
 

@@ -15,7 +15,7 @@ def upgrade():
     bind.commit()  # <- commit-in-revision
     connection = op.get_context().connection
     connection.commit()  # <- commit-in-revision
-    op.execute("COMMIT")  # <- commit-in-revision
+    op.execute("COMMIT")  # <- commit-as-sql
     finish(bind)
 
     with Session(bind=op.get_bind()) as session:
