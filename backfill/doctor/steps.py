@@ -6,12 +6,13 @@ import ast
 import re
 from typing import TYPE_CHECKING
 
+from backfill.doctor.constructs import writes_of
 from backfill.doctor.findings import ERROR, WARNING
 from backfill.doctor.schema import created
 from backfill.doctor.sources import argument, constant, last_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from backfill.doctor.findings import Finding
     from backfill.doctor.schema import Schema
@@ -27,7 +28,8 @@ _INSTEAD_OF_COMMIT = (
 )
 _SETTING = re.compile(r"\s*(?:SET|SELECT|SHOW|PRAGMA|RESET)\b", re.IGNORECASE)
 _SET_NOT_NULL = re.compile(
-    r"\bALTER\s+TABLE\s+(?:ONLY\s+|IF\s+EXISTS\s+)*([\w.\"`]+).*?\bSET\s+NOT\s+NULL\b",
+    r"\bALTER\s+TABLE\s+(?:ONLY\s+|IF\s+EXISTS\s+)*([\w.\"`]+)[^;]*?"
+    r"\bALTER\s+(?:COLUMN\s+)?([\w\"`]+)\s+SET\s+NOT\s+NULL\b",
     re.IGNORECASE | re.DOTALL,
 )
 _ALWAYS_FILLED = {"Identity", "Computed"}
@@ -110,20 +112,19 @@ def _is_harmless(source: Source, call: ast.Call, operation: str) -> bool:
 
 
 def hasty_not_nulls(source: Source, schema: Schema) -> Iterator[Finding]:
-    """Find NOT NULL on a table that may have rows, with nothing that makes sure of values."""
-    new = created(source)
-    is_gated = False
+    """Find NOT NULL on a table that may have rows, with nothing that makes sure of values: neither
+    a gate nor an UPDATE before it, which is a trap of its own."""
+    new, filled, is_gated = created(source), set[tuple[str | None, str]](), False
     for call in source.calls("upgrade"):
         operation = source.operation(call)
+        filled |= {(w.table, name) for w in writes_of(source, call) for name in w.assignments}
         is_gated |= operation == GATE
         if operation == "add_column":
             yield from _added(source, call, new)
         elif operation == "alter_column" and not is_gated:
-            yield from _altered(source, call, new)
-        elif operation == "execute" and not is_gated and call.args:
-            for table in (t for s in source.texts(call.args[0]) for t in _SET_NOT_NULL.findall(s)):
-                if re.sub(r"[\"`]", "", table) not in new:
-                    yield from _told(source, call, f"Columns of {table} become NOT NULL")
+            yield from _altered(source, call, new, filled)
+        elif operation == "execute" and call.args and not is_gated:
+            yield from _altered_by_sql(source, call, new, filled)
 
 
 def _added(source: Source, call: ast.Call, new: set[str]) -> Iterator[Finding]:
@@ -145,15 +146,31 @@ def _added(source: Source, call: ast.Call, new: set[str]) -> Iterator[Finding]:
         )
 
 
-def _altered(source: Source, call: ast.Call, new: set[str]) -> Iterator[Finding]:
+def _altered(
+    source: Source, call: ast.Call, new: set[str], filled: Collection[tuple[str | None, str]]
+) -> Iterator[Finding]:
     table = source.table_of(call)
     given = {k.arg: k.value for k in call.keywords}
     is_not_null = "nullable" in given and _is(given["nullable"], False)
     was_not_null = "existing_nullable" in given and _is(given["existing_nullable"], False)
-    if is_not_null and not was_not_null and table not in new:
-        arguments = source.arguments_of(call)
-        name = constant(arguments[0]) if arguments else constant(given.get("column_name"))
+    arguments = source.arguments_of(call)
+    name = constant(arguments[0] if arguments else given.get("column_name"))
+    is_filled = table in new or (table, name) in filled
+    if is_not_null and not was_not_null and not is_filled:
         yield from _told(source, call, f"{table}.{name} becomes NOT NULL")
+
+
+def _altered_by_sql(
+    source: Source, call: ast.Call, new: set[str], filled: Collection[tuple[str | None, str]]
+) -> Iterator[Finding]:
+    found = [one for text in source.texts(call.args[0]) for one in _SET_NOT_NULL.findall(text)]
+    for table, name in ((_unquoted(table), _unquoted(name)) for table, name in found):
+        if table not in new and (table, name) not in filled:
+            yield from _told(source, call, f"{table}.{name} becomes NOT NULL")
+
+
+def _unquoted(name: str) -> str:
+    return re.sub(r"[\"`]", "", name)
 
 
 def _told(source: Source, call: ast.Call, what: str) -> Iterator[Finding]:

@@ -15,6 +15,8 @@ def upgrade():
         batch_op.add_column(sa.Column("total", sa.Integer(), nullable=False))  # <- not-null-in-one-step
         batch_op.alter_column("sum", existing_type=sa.Integer(), nullable=False)  # <- not-null-without-gate
     op.execute("ALTER TABLE users ALTER COLUMN city SET NOT NULL")  # <- not-null-without-gate
+    op.execute("UPDATE orders SET note = '' WHERE note IS NULL")  # <- unbatched-write
+    op.alter_column("orders", "note", nullable=False)
 
 
 def downgrade():
