@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from backfill import project
 from backfill.discovery import files
-from backfill.doctor.databases import Patient
+from backfill.doctor.databases import Examination
 from backfill.doctor.findings import ERROR, Finding
 from backfill.doctor.graph import hopeless_gates, several_heads
 from backfill.doctor.revisions import Files
@@ -43,8 +43,8 @@ def examine(call: Call, *, everything: bool = False) -> list[Finding]:
         declared = {one.name: one.revision for here in contexts for one in here.declared}
         found += hopeless_gates(read.revisions, history, declared)
     for context in contexts:
-        patient = Patient(context, read.place, everything)
-        found += context.dialect.call(patient.findings)
+        here = Examination(context, read.place, everything)
+        found += context.dialect.call(here.findings)
     return [*unreachable, *found]
 
 

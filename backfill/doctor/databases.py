@@ -43,8 +43,8 @@ _UNFINISHED = (Status.PENDING, Status.RUNNING)
 
 
 @dataclass
-class Patient:
-    """A database of the project."""
+class Examination:
+    """Of one database of the project."""
 
     context: Context
     place: Place

@@ -54,7 +54,7 @@ def several_heads(revisions: Sequence[Source]) -> Iterator[Finding]:
     if len(heads) < 2 or not unnamed:
         return
     names = ", ".join(str(head.revision) for head in heads)
-    for node in (statement for head in unnamed[:1] if (statement := head.first_line)):
+    for node in (statement for head in unnamed[:1] if (statement := head.heading)):
         yield from unnamed[0].tell(
             node,
             "several-heads",

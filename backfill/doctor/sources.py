@@ -99,7 +99,7 @@ class Source:
         return found
 
     @property
-    def first_line(self) -> ast.stmt | None:
+    def heading(self) -> ast.stmt | None:
         """The statement of a revision that says which one it is."""
         for node in self.tree.body:
             targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", 0)]
@@ -241,8 +241,10 @@ class Source:
         """Return the expressions that a name may stand for; any other expression is itself."""
         if not isinstance(node, ast.Name) or depth > _DEEPEST:
             return [node]
-        for scope in [*self._scopes(node), self.tree]:
-            found = list(self._assigned(scope, node.id, before=node.lineno))
+        functions = list(self._scopes(node))
+        for scope in [*functions, self.tree]:
+            is_run_before = isinstance(scope, ast.Module) and functions
+            found = self._assigned(scope, node.id, None if is_run_before else node.lineno)
             if found:
                 return [one for value in found for one in self.resolved(value, depth + 1)]
         return [node]
@@ -258,8 +260,7 @@ class Source:
         if scope not in self._values:
             self._values[scope] = _values_in(scope)
         found = self._values[scope].get(name, [])
-        is_module = isinstance(scope, ast.Module)
-        earlier = [one for one in found if is_module or before is None or one[0] < before]
+        earlier = [one for one in found if before is None or one[0] < before]
         return earlier[-1][1] if earlier else []
 
     def texts(self, node: ast.expr, depth: int = 0) -> list[str]:

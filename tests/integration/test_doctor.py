@@ -161,6 +161,17 @@ def test_privileges_and_the_grants_that_give_them(
     stamped.set_url(database.url)
 
 
+@pytest.mark.requires("server")
+def test_signals_that_this_user_may_not_see(stamped: AlembicProject, database: Database) -> None:
+    with ExitStack() as stack:
+        found = examine(Call(Origin((str(stamped.ini),)), stack))
+    assert {(one.code, one.severity, one.line) for one in found} == {
+        ("not-watched", "warning", None)
+    }
+    assert all(one.advice.startswith("GRANT ") for one in found)
+    assert sa.make_url(database.url).password not in found[0].where
+
+
 @pytest.mark.requires("dead_rows")
 def test_autovacuum_that_is_off(stamped: AlembicProject, database: Database) -> None:
     execute(database.url, "ALTER TABLE things SET (autovacuum_enabled = off)")
@@ -268,7 +279,7 @@ def test_a_class_that_is_wrong_and_a_file_that_cannot_be_imported(small: Alembic
 
 def test_several_heads_unless_their_branches_have_names(small: AlembicProject) -> None:
     make(engine_of(small))
-    other = GATE.replace('"count"', '"count"').replace('"a1"', '"a1"\nbranch_labels = None')
+    other = GATE.replace('"a1"', '"a1"\nbranch_labels = None')
     small.write("migrations/versions/b2.py", UPDATE.replace("UPDATE things SET n = 1", "SELECT 1"))
     small.write("migrations/versions/c3.py", other)
     (found,) = found_in(small)

@@ -37,3 +37,12 @@ def test_every_class_that_is_offered_is_a_right_declaration() -> None:
     assert len(offers) > 20
     for offer in offers:
         exec(compile(offer, "offer", "exec"), {})
+
+
+def test_a_file_that_is_no_python_is_told_of(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.py"
+    broken.write_text("revision = 'a1'\ndef upgrade(:\n")
+    update = REVISIONS[0].with_name("several_databases.py")
+    first, second = sorted(files(broken, update).findings(), key=lambda one: one.code)
+    assert (second.code, second.where, second.line) == ("unreadable", str(broken), 2)
+    assert first.code == "unbatched-write"

@@ -10,6 +10,8 @@ revision = "unbatched"
 down_revision = None
 
 users = sa.table("users", sa.column("id"), sa.column("first"), sa.column("full_name"), sa.column("manager_id"))
+AGAIN = users.update()
+AGAIN = AGAIN.values(full_name="x")
 LOWER = "UPDATE users SET email = lower(email)"
 
 
@@ -41,6 +43,7 @@ def upgrade():
     op.execute(users.update().where(users.c.full_name.is_(None)).values({"full_name": ""}))  # <- unbatched-write
     statement = update(users).where(users.c.id == users.c.manager_id)
     bind.execute(statement.values(full_name="nobody"))  # <- unbatched-write
+    bind.execute(AGAIN)  # <- unbatched-write
     bind.execute(delete(users))  # <- unbatched-write
     ids = [{"key": row.id} for row in bind.execute(sa.select(users.c.id))]
     bind.execute(sa.update(users).where(users.c.id == sa.bindparam("key")), ids)  # <- unbatched-write
