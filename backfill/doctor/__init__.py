@@ -1,7 +1,8 @@
 """`backfill doctor`: finds the known traps of a project before they bite.
 
-Files are read, never run, so that a file which cannot be imported is told of like all others;
-then the databases are asked. `# backfill: ok` on a statement says that it is meant so.
+What files say is told without running them, so that one which cannot be imported hides nothing;
+then the project is loaded, and its databases are asked. `# backfill: ok` on a statement says that
+it is meant so.
 """
 
 from __future__ import annotations
