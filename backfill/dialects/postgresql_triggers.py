@@ -1,9 +1,13 @@
-"""PostgreSQL: one BEFORE trigger, whose function can be replaced without a lock on the table."""
+"""PostgreSQL: a trigger BEFORE UPDATE that fills the row, and one AFTER INSERT that touches it.
+
+A BEFORE INSERT trigger would fill the row of an upsert before it is known whether it is inserted,
+and the application would copy the filled values from EXCLUDED into another row.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import sqlalchemy as sa
 
@@ -25,13 +29,17 @@ if TYPE_CHECKING:
 
 LABEL = "backfill.label"
 """The setting by which a transaction of ours tells whose walk it belongs to."""
+_EVENTS = {"UPDATE": "BEFORE", "INSERT": "AFTER"}
 _ON_PARTITIONED = (13,)
 """The first version with BEFORE triggers on partitioned tables (its release notes)."""
 _WAIT = f"{round(WAIT_SECONDS * 1000)}ms"
 
 
 class PostgreSQLTriggers(Triggers):
-    """The function never raises: what it cannot compute stays pending, for the walk to report."""
+    """What they cannot compute stays pending, for the walk to report. Their functions can be
+    replaced without a lock on the table."""
+
+    fills_proposed: ClassVar[bool] = False
 
     def unfit(self, connection: sa.Connection, target: Target) -> str | None:
         row = connection.execute(_KIND, {"table": self.preparer.format_table(target.table)}).one()
@@ -46,10 +54,18 @@ class PostgreSQLTriggers(Triggers):
         return column.computed is not None
 
     def ddl(self, connection: sa.Connection, target: Target, place: Place) -> list[str]:
-        return [self._function(target, place), self._trigger(place)]
+        place = replace(place, schema=self._rights(connection, place).nspname)
+        return [
+            statement
+            for event, body in self._bodies(target, place).items()
+            for statement in (
+                self._function(connection, place, event, body),
+                self._trigger(place, event),
+            )
+        ]
 
     def find(self, connection: sa.Connection, place: Place) -> Place | None:
-        row = connection.execute(_FOUND, self._names(place)).first()
+        row = connection.execute(_FOUND, _names(place)).first()
         if row is None:
             return None
         return replace(place, schema=row.nspname)
@@ -61,14 +77,20 @@ class PostgreSQLTriggers(Triggers):
         # Two that replace one function at once would get "tuple concurrently updated".
         connection.execute(sa.select(sa.func.set_config("lock_timeout", _WAIT, sa.true())))
         connection.execute(_ONE_AT_A_TIME, {"name": place.name})
-        row = connection.execute(_FOUND, self._names(place)).first()
-        if row is not None and row.has_trigger and row.prosrc == self._body(target):
-            return False
-        place = self._own_schema(connection, place)
-        execute(connection, self._function(target, place))
-        if row is None or not row.has_trigger:
-            execute(connection, self._trigger(place))
-        return True
+        rights = self._rights(connection, place)
+        place = replace(place, schema=rights.nspname)
+        found = {row.name: row for row in connection.execute(_FOUND, _names(place))}
+        is_changed = False
+        for event, body in self._bodies(target, place).items():
+            row = found.get(_function_name(place, event))
+            if row is not None and row.has_trigger and row.prosrc == body:
+                continue
+            self._check_rights(rights, place)
+            execute(connection, self._function(connection, place, event, body))
+            if row is None or not row.has_trigger:
+                execute(connection, self._trigger(place, event))
+            is_changed = True
+        return is_changed
 
     def remove(self, connection: sa.Connection, place: Place) -> None:
         """DROP TRIGGER wants the whole table for itself; a failed try must not end the migration's
@@ -80,62 +102,67 @@ class PostgreSQLTriggers(Triggers):
             connection,
             _DROP.format(
                 wait=_WAIT,
-                trigger=self.quoted(_trigger_name(place)),
-                table=self.table(found),
-                function=self.quoted(place.name, found.schema),
+                statements="\n    ".join(self._drops(found)),
             ),
         )
         if self.find(connection, place) is not None:
             raise TableBusy(place.table)
 
-    def _names(self, place: Place) -> dict[str, Any]:
-        return {
-            "function": place.name,
-            "trigger": _trigger_name(place),
-            "schema": place.schema,
-            "table": place.table,
-        }
+    def _drops(self, place: Place) -> Iterator[str]:
+        for event in _EVENTS:
+            trigger = self.quoted(_trigger_name(place, event))
+            yield f"DROP TRIGGER IF EXISTS {trigger} ON {self.table(place)};"
+            function = self.quoted(_function_name(place, event), place.schema)
+            yield f"DROP FUNCTION IF EXISTS {function}();"
 
-    def _function(self, target: Target, place: Place) -> str:
-        body = self._body(target)
+    def _bodies(self, target: Target, place: Place) -> dict[str, str]:
+        script = _Script(target, self.table(place))
+        return {"UPDATE": _fill(script), "INSERT": _touch(script)}
+
+    def _function(self, connection: sa.Connection, place: Place, event: str, body: str) -> str:
+        """Return the DDL of a function.
+
+        Whoever may insert need not be allowed to update, so that the one after an INSERT has its
+        owner's rights; with such, temporary tables must not come before others in its path.
+        """
         tag = "$backfill$"
         while tag in body:
             tag = f"{tag[:-1]}_$"
+        name = self.quoted(_function_name(place, event), place.schema)
+        path = connection.execute(_PATH).scalar_one()
+        rights = " SECURITY DEFINER" if event == "INSERT" else ""
         return (
-            f"CREATE OR REPLACE FUNCTION {self.quoted(place.name, place.schema)}() RETURNS trigger"
-            f" LANGUAGE plpgsql SET search_path FROM CURRENT AS {tag}{body}{tag}"
+            f"CREATE OR REPLACE FUNCTION {name}() RETURNS trigger"
+            f" LANGUAGE plpgsql{rights} SET search_path = {path} AS {tag}{body}{tag}"
         )
 
-    def _body(self, target: Target) -> str:
-        return _body(_Script(target, self.preparer.format_table(target.table)))
-
-    def _trigger(self, place: Place) -> str:
+    def _trigger(self, place: Place, event: str) -> str:
         return (
-            f"CREATE TRIGGER {self.quoted(_trigger_name(place))} BEFORE INSERT OR UPDATE"
+            f"CREATE TRIGGER {self.quoted(_trigger_name(place, event))} {_EVENTS[event]} {event}"
             f" ON {self.table(place)} FOR EACH ROW"
             f" WHEN (current_setting('{LABEL}', true)"
             f" IS DISTINCT FROM {literal(label_of(place.backfill))})"
-            f" EXECUTE PROCEDURE {self.quoted(place.name, place.schema)}()"
+            f" EXECUTE PROCEDURE {self.quoted(_function_name(place, event), place.schema)}()"
         )
 
-    def _own_schema(self, connection: sa.Connection, place: Place) -> Place:
-        """Return the place with the table's own schema, where the function belongs too.
+    def _rights(self, connection: sa.Connection, place: Place) -> sa.Row[Any]:
+        """Return the table's own schema, where the functions belong too, and what we may there."""
+        return connection.execute(_RIGHTS, {"table": self.table(place)}).one()
 
-        Refuses what could be made and not removed: only a table's owner drops a trigger.
-        """
-        row = connection.execute(_RIGHTS, {"table": self.table(place)}).one()
-        if not row.is_owner:
+    def _check_rights(self, rights: sa.Row[Any], place: Place) -> None:
+        """Refuse what could be made and not removed: only a table's owner drops a trigger."""
+        if not rights.is_owner:
             raise RunFailed(
                 f"{place.backfill}: `sync` makes a trigger on {place.table!r}, and only its owner"
-                f" can remove one. Run as {row.owner!r}, or GRANT {self.quoted(row.owner)} TO this"
-                " user."
+                f" can remove one. Run as {rights.owner!r}, or GRANT {self.quoted(rights.owner)} TO"
+                " this user."
             )
-        if not row.may_create:
+        if not rights.may_create:
+            schema = rights.nspname
             raise RunFailed(
-                f"{place.backfill}: `sync` makes a function in the schema {row.nspname!r}, and this"
-                f" user may not: GRANT CREATE ON SCHEMA {self.quoted(row.nspname)} TO this user."
+                f"{place.backfill}: `sync` makes a function in the schema {schema!r}, and this"
+                f" user may not: GRANT CREATE ON SCHEMA {self.quoted(schema)} TO this user."
             )
-        return replace(place, schema=row.nspname)
 
 
 class _Script(Script):
@@ -143,6 +170,7 @@ class _Script(Script):
 
     def __init__(self, target: Target, table: str) -> None:
         super().__init__(target)
+        self.table = table
         self.is_tied = f"CAST({literal(table)} AS regclass) IS NOT NULL"
         """Always true, and ties a plan to the table: after an ALTER of a column's type it would
         go on with the old one, and fail (PostgreSQL's setrefs.c, "check for regclass Consts")."""
@@ -155,21 +183,70 @@ class _Script(Script):
         return f"SELECT {name}.* WHERE {self.is_tied} OFFSET 0"
 
 
-def _trigger_name(place: Place) -> str:
+def _function_name(place: Place, event: str) -> str:
+    return f"{place.name}_{event.lower()}"
+
+
+def _trigger_name(place: Place, event: str) -> str:
     """Triggers fire in the order of their names, and those of the table's own come first."""
-    return f"zz_{place.name}"
+    return f"zz_{_function_name(place, event)}"
 
 
-def _body(script: _Script) -> str:
-    """Values go straight into records: a variable would keep the type that it had first."""
+def _names(place: Place) -> dict[str, Any]:
+    return {
+        "functions": [_function_name(place, event) for event in _EVENTS],
+        "triggers": [_trigger_name(place, event) for event in _EVENTS],
+        "schema": place.schema,
+        "table": place.table,
+    }
+
+
+def _head(script: _Script) -> list[str]:
+    return [
+        "",
+        "#variable_conflict use_column",
+        f"-- Of backfill {script.target.declaration.name}: goes with its gate, or with"
+        " `backfill cancel`.",
+    ]
+
+
+def _touch(script: _Script) -> str:
+    """Let the other trigger fill a row that is pending, now that it is known to be inserted.
+
+    The UPDATE stands outside of the block that catches errors: in it, each row would cost a
+    subtransaction with an id of its own, and many of these slow down the whole server.
+    """
+    quote, key = script.quote, script.target.key.names
+    column = quote(script.columns[0])
+    here = " AND ".join(f"t.{quote(name)} = NEW.{quote(name)}" for name in key)
+    return "\n".join(
+        [
+            *_head(script),
+            "BEGIN",
+            "  BEGIN",
+            f"PERFORM 1 FROM ({script.over(script.row_of('NEW'), [], pending=True)}) AS pending;",
+            "  EXCEPTION WHEN OTHERS THEN",
+            "    RETURN NULL;  -- stays pending; the application's statement goes on",
+            "  END;",
+            "  IF FOUND THEN",
+            f"    UPDATE {script.table} AS t SET {column} = t.{column} WHERE {here};",
+            "  END IF;",
+            "  RETURN NULL;",
+            "END ",
+        ]
+    )
+
+
+def _fill(script: _Script) -> str:
+    """Compute a row that is pending, and what follows its sources.
+
+    Values go straight into records: a variable would keep the type that it had first.
+    """
     needed = [f"_backfill_now.{script.quote(name)}" for name in script.required(script.columns)]
     fits = " AND ".join([script.is_tied, *(f"{value} IS NOT NULL" for value in needed)])
     return "\n".join(
         [
-            "",
-            "#variable_conflict use_column",
-            f"-- Of backfill {script.target.declaration.name}: goes with its gate, or with"
-            " `backfill cancel`.",
+            *_head(script),
             "DECLARE",
             "  _backfill_given record := NEW;",
             "  _backfill_now record := NEW;",
@@ -199,7 +276,7 @@ def _follow(script: _Script) -> Iterator[str]:
     columns = script.following
     if not columns:
         return
-    yield "  ELSIF TG_OP = 'UPDATE' THEN"
+    yield "  ELSE"
     for row, record in (("OLD", "_backfill_was"), ("NEW", "_backfill_now")):
         yield f"    {record} := {row};"
         yield script.over(script.row_of(row), columns, pending=False)
@@ -224,13 +301,15 @@ def _fields(record: str, script: _Script, columns: Sequence[str]) -> str:
 
 
 _FOUND = sa.text(
-    "SELECT nspname, prosrc, EXISTS (SELECT 1 FROM pg_trigger JOIN pg_class AS c ON c.oid = tgrelid"
-    " WHERE tgname = :trigger AND tgfoid = p.oid AND relname = :table) AS has_trigger"
-    " FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = pronamespace"
-    " WHERE proname = :function AND pronargs = 0 AND prorettype = CAST('trigger' AS regtype)"
+    "SELECT proname AS name, nspname, prosrc, EXISTS (SELECT 1 FROM pg_trigger JOIN pg_class AS c"
+    " ON c.oid = tgrelid WHERE tgname IN :triggers AND tgfoid = p.oid AND relname = :table)"
+    " AS has_trigger FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = pronamespace"
+    " WHERE proname IN :functions AND pronargs = 0"
+    " AND prorettype = CAST('trigger' AS regtype)"
     " AND CASE WHEN CAST(:schema AS text) IS NULL THEN pg_function_is_visible(p.oid)"
     " ELSE nspname = CAST(:schema AS text) END"
-)
+).bindparams(sa.bindparam("functions", expanding=True), sa.bindparam("triggers", expanding=True))
+_PATH = sa.text("SELECT concat_ws(', ', nullif(current_setting('search_path'), ''), 'pg_temp')")
 _KIND = sa.text("SELECT relkind, relhassubclass FROM pg_class WHERE oid = CAST(:table AS regclass)")
 _ONE_AT_A_TIME = sa.text("SELECT pg_advisory_xact_lock(hashtext(:name))")
 _RIGHTS = sa.text(
@@ -245,8 +324,7 @@ DECLARE
 BEGIN
   BEGIN
     PERFORM set_config('lock_timeout', '{wait}', true);
-    DROP TRIGGER IF EXISTS {trigger} ON {table};
-    DROP FUNCTION IF EXISTS {function}();
+    {statements}
     PERFORM set_config('lock_timeout', _was, true);
   EXCEPTION WHEN lock_not_available THEN
     NULL;  -- whoever asked looks whether it is gone
