@@ -152,18 +152,7 @@ def advice(target: Target, connection: sa.Connection) -> list[str]:
             " application's statement, not only a chunk of ours."
             for column in sorted(refusing.intersection(target.assignments))
         ),
-        *_advice_on_upserts(target),
-    ]
-
-
-def _advice_on_upserts(target: Target) -> list[str]:
-    triggers = target.dialect.triggers
-    if triggers is None or not triggers.fills_proposed:
-        return []
-    names = ", ".join(map(repr, target.assignments))
-    return [
-        "INSERT … ON CONFLICT (ON DUPLICATE KEY) UPDATE sees in the proposed row what the trigger"
-        f" has computed: where the application copies {names} from there, leave `sync` out."
+        *(target.dialect.triggers.advice(connection, target) if target.dialect.triggers else ()),
     ]
 
 

@@ -1,4 +1,10 @@
-"""MariaDB: a BEFORE trigger for INSERT and one for UPDATE."""
+"""MariaDB: a BEFORE trigger for INSERT and one for UPDATE.
+
+An AFTER trigger may not write its own table, and a BEFORE INSERT does not know whether its row
+will be inserted: to look for the key locks the gap around it (seen: 10.11), so that inserts of the
+application would deadlock. So the one leaves a note for the other, which tells what an upsert has
+copied from VALUES() by its value.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +30,8 @@ if TYPE_CHECKING:
 
 LABEL = "@backfill_label"
 """The variable by which a session of ours tells whose walk it belongs to."""
+_STATEMENT = "UNIX_TIMESTAMP(NOW(6))"
+"""Tells statements apart: it stands still in one, its triggers included."""
 _EVENTS = ("INSERT", "UPDATE")
 # A trigger needs the table's metadata lock. `lock_wait_timeout` counts in seconds, and 0 never
 # gets it from writers that never stop (tried: 0 of 20, against 20 of 20 within 0.05 s).
@@ -49,6 +57,17 @@ class MariaDBTriggers(Triggers):
     def is_unknown(self, column: sa.Column[Any]) -> bool:
         is_counted = column.primary_key and column.autoincrement is True
         return column.computed is not None or is_counted
+
+    def advice(self, connection: sa.Connection, target: Target) -> list[str]:
+        user = connection.execute(sa.text("SELECT CURRENT_USER()")).scalar_one()
+        names = ", ".join(f"VALUES({name})" for name in target.assignments)
+        return [
+            f"the triggers act as {user!r}: who drops that user, or its rights on this table,"
+            " before them fails every INSERT and UPDATE of the application (error 1449).",
+            f"ON DUPLICATE KEY UPDATE gives for {names} what the triggers have computed. A copy of"
+            " all of them is recognised; where the application computes with one, or copies some of"
+            " several, leave `sync` out.",
+        ]
 
     def ddl(self, connection: sa.Connection, target: Target, place: Place) -> list[str]:
         bodies = self._wanted(connection, target, place)
@@ -125,7 +144,9 @@ class _Body:
                 "BEGIN",
                 *self._variables(),
                 "  DECLARE EXIT HANDLER FOR SQLEXCEPTION BEGIN END;",
+                *(() if self.is_update else self._forget()),
                 *self._take("NEW"),
+                *(self._take_back() if self.is_update else ()),
                 f"  IF {self.pending} THEN",
                 *self._fill(),
                 *(self._follow() if self.is_update else ()),
@@ -149,14 +170,20 @@ class _Body:
         for kind in ("now", "was") if self.is_update else ("now",):
             for i, name in enumerate(self.values):
                 yield f"  DECLARE _backfill_{kind}_{i} {self.types[name]};"
+        if self.is_update:
+            yield "  DECLARE _backfill_is_whole BOOL DEFAULT TRUE;"
+            for i in range(len(self.values)):
+                yield f"  DECLARE _backfill_copied_{i} BOOL DEFAULT FALSE;"
 
     def _take(self, row: str) -> Iterator[str]:
-        quote = self.script.quote
         for name in self.used:
-            yield f"  SET {quote(name)} = {row}.{quote(name)};"
-            if self.has_row:
-                table = quote(self.script.target.table.name)
-                yield f"  SET {table}.{quote(name)} = {row}.{quote(name)};"
+            yield from self._set(name, f"{row}.{self.script.quote(name)}")
+
+    def _set(self, name: str, value: str) -> Iterator[str]:
+        quote = self.script.quote
+        yield f"  SET {quote(name)} = {value};"
+        if self.has_row:
+            yield f"  SET {quote(self.script.target.table.name)}.{quote(name)} = {value};"
 
     def _fill(self) -> Iterator[str]:
         names = list(self.values)
@@ -166,8 +193,48 @@ class _Body:
         ]
         yield f"    IF {' AND '.join(needed) or 'TRUE'} THEN"
         for i, name in enumerate(names):
-            yield f"      SET NEW.{self.script.quote(name)} = _backfill_now_{i};"
+            column = f"NEW.{self.script.quote(name)}"
+            if not self.is_update:
+                yield f"      SET {self._note(f'given_{i}')} = {column};"
+            yield f"      SET {column} = _backfill_now_{i};"
+            if not self.is_update:
+                yield f"      SET {self._note(f'filled_{i}')} = BINARY {column};"
+        if not self.is_update:
+            yield f"      SET {self._note('at')} = {_STATEMENT};"
         yield "    END IF;"
+
+    def _forget(self) -> Iterator[str]:
+        yield f"  SET {self._note('at')} = NULL;"
+
+    def _take_back(self) -> Iterator[str]:
+        """Give an upsert what it would have copied from VALUES() without us: a value that was not
+        here before, and is just what we have filled in for the row that was not inserted then.
+
+        Where the row is not pending with that, and has all that we have filled in, it stays: as far
+        as can be told, all of it was copied, and belongs together.
+        """
+        yield f"  IF {self._note('at')} <=> {_STATEMENT} THEN"
+        yield from self._forget()
+        for i, name in enumerate(self.values):
+            column, filled = self.script.quote(name), self._note(f"filled_{i}")
+            yield f"    IF NOT BINARY NEW.{column} <=> {filled} THEN"
+            yield "      SET _backfill_is_whole = FALSE;"
+            yield f"    ELSEIF NOT BINARY OLD.{column} <=> {filled} THEN"
+            yield f"      SET _backfill_copied_{i} = TRUE;"
+            if name in self.used:
+                yield from self._set(name, self._note(f"given_{i}"))
+            yield "    END IF;"
+        yield f"    IF NOT _backfill_is_whole OR ({self.pending}) THEN"
+        for i, name in enumerate(self.values):
+            yield f"      IF _backfill_copied_{i} THEN"
+            yield f"        SET NEW.{self.script.quote(name)} = {self._note(f'given_{i}')};"
+            yield "      END IF;"
+        yield "    END IF;"
+        yield "  END IF;"
+
+    def _note(self, what: str) -> str:
+        """Return the variable by which the trigger for INSERT tells the one for UPDATE."""
+        return f"@`{self.place.name}_{what}`"
 
     def _follow(self) -> Iterator[str]:
         """A value that the statement left alone, and that is what the old row gives, is computed

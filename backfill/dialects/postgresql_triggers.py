@@ -7,7 +7,7 @@ and the application would copy the filled values from EXCLUDED into another row.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
@@ -39,8 +39,6 @@ class PostgreSQLTriggers(Triggers):
     """What they cannot compute stays pending, for the walk to report. Their functions can be
     replaced without a lock on the table."""
 
-    fills_proposed: ClassVar[bool] = False
-
     def unfit(self, connection: sa.Connection, target: Target) -> str | None:
         row = connection.execute(_KIND, {"table": self.preparer.format_table(target.table)}).one()
         version = connection.dialect.server_version_info or ()
@@ -52,6 +50,13 @@ class PostgreSQLTriggers(Triggers):
 
     def is_unknown(self, column: sa.Column[Any]) -> bool:
         return column.computed is not None
+
+    def advice(self, connection: sa.Connection, target: Target) -> list[str]:
+        names = ", ".join(map(repr, target.assignments))
+        return [
+            f"INSERT … RETURNING gives {names} as the application wrote them: the triggers fill a"
+            " row after it is inserted."
+        ]
 
     def ddl(self, connection: sa.Connection, target: Target, place: Place) -> list[str]:
         place = replace(place, schema=self._rights(connection, place).nspname)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
 from backfill.dialects.triggers import Script, Triggers, execute, unique_columns
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from backfill.dialects.triggers import Place
     from backfill.targets import Target
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 class SQLiteTriggers(Triggers):
     """Their own UPDATE fires them again; it then finds nothing to do, so that they end whether
     or not `recursive_triggers` is on."""
-
-    fills_proposed: ClassVar[bool] = False
 
     def unfit(self, connection: sa.Connection, target: Target) -> str | None:
         """Refuse what would harm the application: INSERT OR REPLACE hands its REPLACE on to the
@@ -39,6 +37,17 @@ class SQLiteTriggers(Triggers):
                     " does not have it would fail"
                 )
         return None
+
+    def advice(self, connection: sa.Connection, target: Target) -> list[str]:
+        script = Script(target)
+        if script.calls("json_valid"):
+            return []
+        return [
+            f"{name} raises an error for some values, and that fails the application's statement,"
+            " which a trigger cannot prevent here: look before (for JSON: CASE WHEN json_valid(…))."
+            for name in _RAISING
+            if (script.calls(name) if name.isidentifier() else script.contains(name))
+        ]
 
     def ddl(self, connection: sa.Connection, target: Target, place: Place) -> list[str]:
         return [
@@ -95,7 +104,7 @@ def _bodies(target: Target, place: Place, triggers: Triggers) -> dict[str, str]:
 
 
 def _update(
-    script: Script, columns: Iterable[str], *, pending: bool = False, also: str = ""
+    script: Script, columns: Sequence[str], *, pending: bool = False, also: str = ""
 ) -> str:
     """Return an UPDATE of the row that was written, as it is stored: only there do its columns
     have their affinities. What a constraint refuses is left as it is."""
@@ -109,6 +118,8 @@ def _update(
     if pending:
         assert target.pending is not None
         statement = statement.where(script.on(here, target.pending))
+    for name in script.required(columns):  # OR IGNORE does not do for an INSERT OR ABORT
+        statement = statement.where(sa.literal_column(f"({script.text(values[name])}) IS NOT NULL"))
     if also:
         statement = statement.where(sa.literal_column(f"({also})"))
     return script.text(statement)
@@ -133,6 +144,13 @@ def _follows(script: Script, name: str) -> str:
     )
 
 
+_RAISING = (
+    *("->", "abs", "json", "jsonb", "json_array_length", "json_extract", "jsonb_extract"),
+    *("json_each", "json_insert", "json_patch", "json_remove", "json_replace", "json_set"),
+    *("json_tree", "json_type"),
+)
+"""What raises for malformed JSON, and `abs` for the smallest integer (sqlite.org/json1.html,
+lang_corefunc.html)."""
 _OUR_FUNCTIONS = sa.text("SELECT DISTINCT name FROM pragma_function_list WHERE NOT builtin")
 
 _INSTALLED = sa.text(

@@ -20,7 +20,7 @@ from sqlalchemy.sql import visitors
 from backfill.errors import DeclarationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from backfill.dialects.base import Dialect
     from backfill.targets import Target
@@ -54,8 +54,6 @@ class Triggers:
 
     privileges: ClassVar[str] = ""
     """What to grant where the database refuses the triggers."""
-    fills_proposed: ClassVar[bool] = True
-    """They fill a row before it is known whether it will be inserted or updates another one."""
 
     def __init__(self, dialect: Dialect) -> None:
         self.dialect = dialect
@@ -68,6 +66,10 @@ class Triggers:
     def is_unknown(self, column: sa.Column[Any]) -> bool:
         """Whether a column gets its value only after the triggers."""
         return False
+
+    def advice(self, connection: sa.Connection, target: Target) -> list[str]:
+        """Return what somebody should know of such triggers on this database."""
+        return []
 
     def ddl(self, connection: sa.Connection, target: Target, place: Place) -> list[str]:
         """Return the statements that make or replace the triggers."""
@@ -121,17 +123,23 @@ class Script:
 
     def mentions(self, name: str) -> bool:
         """Whether `where` or a value may use a name."""
-        used = [*self.target.assignments.values(), self.target.pending]
-        return any(mentions(self.text(value), name) for value in used if value is not None)
+        return any(mentions(text, name) for text in self._texts())
 
     def calls(self, function: str) -> bool:
         """Whether `where` or a value may call a function, as `f(…)` or by its operator."""
-        used = [*self.target.assignments.values(), self.target.pending]
         called = rf"(?i)(?<!\w){re.escape(function)}\s*\("
-        texts = [self.text(value) for value in used if value is not None]
         if function.upper() in ("REGEXP", "MATCH"):
-            return any(mentions(text, function) for text in texts)
-        return any(re.search(called, text) for text in texts)
+            return self.mentions(function)
+        return any(re.search(called, text) for text in self._texts())
+
+    def contains(self, operator: str) -> bool:
+        """Whether `where` or a value may use an operator."""
+        return any(operator in text for text in self._texts())
+
+    def _texts(self) -> Iterator[str]:
+        for value in (*self.target.assignments.values(), self.target.pending):
+            if value is not None:
+                yield self.text(value)
 
     @cached_property
     def following(self) -> list[str]:
