@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import gc
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from backfill import owners, retries, sync
 from backfill.aftercare import AfterCare
 from backfill.budget import Stopped
 from backfill.collector import throttled
-from backfill.dialects import Limits
+from backfill.dialects import ErrorKind, Limits
 from backfill.dialects.triggers import label_of
 from backfill.errors import (
     BackfillError,
@@ -55,6 +56,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _OLDER_TRANSACTIONS_SECONDS = 0.2
+_SOON = 1.0
+"""Seconds of a wait that need not be told."""
 _ALIKE = 3
 """So many passes that change the same number of rows go nowhere."""
 
@@ -155,8 +158,9 @@ class Runner:
             return run
         if run is not None and run.status is Status.SUCCEEDED and self.is_complete():
             return None
-        self._keep_up()
-        run = self.create(fingerprint, number=run.number + 1 if run is not None else 1)
+        waits = not self._keep_up()
+        number = run.number + 1 if run is not None else 1
+        run = self.create(fingerprint, number=number, waits=waits)
         self._say_started(run)
         return run
 
@@ -168,36 +172,56 @@ class Runner:
             )
         return reason is None
 
-    def _keep_up(self) -> None:
-        """Install the triggers of `sync` before the bound is taken: what is written later, or by
-        a transaction that is open now, has met them, since their lock waits for such transactions.
+    def _keep_up(self) -> bool:
+        """Install the triggers of `sync` before the bound is taken; whether all that is written
+        later, or by a transaction that is open now, has met them.
 
-        Where nothing is pending none are made: the gate may be passed, and would not remove them.
+        It has where they were made on the table, since their lock waits for such transactions; not
+        where only a function was replaced. Where nothing is pending none are made: the gate may be
+        passed, and would not remove them.
         """
         dialect, target = self.target.dialect, self.target
         if not target.declaration.sync:
-            return
+            return False
         with dialect.open(self.limits) as connection:
             with self._reading(connection):
                 is_there = sync.is_installed(target.declaration, dialect, connection)
             if not is_there and not any_pending(
                 connection, target, reading=lambda: self._reading(connection)
             ):
-                return
-            with dialect.transaction(connection, self.limits):
-                is_new = sync.install(target, connection)
+                return False
+            is_new = self._install(connection)
         if is_new:
             self._say(
                 "sync", f"triggers keep up with new writes, until the gate or `cancel {self.name}`"
             )
+        return not (is_there and is_new)
 
-    def create(self, fingerprint: str, *, number: int) -> Run:
-        """Record a new run: its upper bound is the highest key of this moment."""
+    def _install(self, connection: sa.Connection) -> bool:
+        """Install the triggers, and say what we wait for where that takes a while: SQLite's only
+        write lock is waited for within BEGIN."""
+        dialect = self.target.dialect
+        soon = replace(self.limits, lock_timeout=_SOON, statement_timeout=_SOON)
+        try:
+            with dialect.transaction(connection, soon):
+                return sync.install(self.target, connection)
+        except DBAPIError as error:
+            if dialect.error_kind(error) is not ErrorKind.LOCKED:
+                raise
+        self._say("waiting", "waiting for another writer to let the triggers of `sync` in")
+        with dialect.transaction(connection, self.limits):
+            return sync.install(self.target, connection)
+
+    def create(self, fingerprint: str, *, number: int, waits: bool) -> Run:
+        """Record a new run: its upper bound is the highest key of this moment.
+
+        With `waits` its proof waits for older transactions, whose rows may not be seen yet.
+        """
         declaration = self.target.declaration
         with self._reading() as connection:
             estimate = self.target.dialect.row_estimate(connection, self.target.table)
             bounds = cut_table(connection, self.target, estimate, self.settings.walkers)
-            horizon = self.target.dialect.horizon(connection)
+            horizon = self.target.dialect.horizon(connection) if waits else None
         new = NewRun(
             name=self.name,
             number=number,

@@ -257,7 +257,12 @@ class MySQL(Dialect):
                 " be missed until the gate looks: GRANT PROCESS ON *.* to this user to be sure."
             )
             return None
-        return None if row is None else f"the older transaction of connection {row.thread}"
+        if row is None:
+            return None
+        if not row.thread:
+            return "an older transaction that is prepared (XA RECOVER lists it)"
+        whose = f"{row.user} in {row.db or 'no schema'}"
+        return f"the older transaction of connection {row.thread} ({whose})"
 
     def slow_columns(self, target: Target) -> list[str]:
         untaken = (mysql.BIT, sa.types.NullType)
@@ -475,7 +480,8 @@ _ROW_LENGTH = sa.text(
     " WHERE table_schema = COALESCE(:schema, DATABASE()) AND table_name = :table"
 )
 _OLDER_WRITER = sa.text(
-    "SELECT trx_mysql_thread_id AS thread FROM information_schema.innodb_trx"
+    "SELECT trx_mysql_thread_id AS thread, user, db FROM information_schema.innodb_trx"
+    " LEFT JOIN information_schema.processlist AS p ON p.id = trx_mysql_thread_id"
     " WHERE trx_started <= :horizon AND trx_rows_modified > 0"
     " AND trx_mysql_thread_id <> CONNECTION_ID() ORDER BY trx_started LIMIT 1"
 )

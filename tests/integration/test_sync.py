@@ -416,6 +416,53 @@ def test_a_table_in_use_is_asked_for_again_and_nobody_waits_for_long(engine: sa.
     assert count(engine, people, people.c.full_name.is_(None)) == 0
 
 
+@pytest.mark.requires("row_locks")
+def test_who_uses_another_table_is_waited_for_only_without_triggers(
+    database: Database, engine: sa.Engine
+) -> None:
+    """Their lock has told that nobody is left who could have written before them."""
+    url = sa.make_url(database.admin_url).set(database=engine.url.database)
+    see_all = sa.create_engine(url, poolclass=sa.NullPool)
+    people.create(engine)
+    fill(engine, people, old_rows()[:20])
+    other = make(engine, "other", sa.Column("id", sa.Integer, primary_key=True))
+    budget, recorder = Budget(), Recorder()
+    with engine.connect() as long:
+        long.execute(other.insert(), [{"id": 1}])
+        assert complete(see_all, FillNames).texts("waiting") == []
+        sync.withdraw(FillNames, dialect_for(see_all))
+        fill(engine, people, [{"id": 30, "first": "a", "last": "b"}])
+        target = bound(see_all, FillNamesWithout)
+        runner = Runner(target, Store(target.dialect), Settings(), budget, recorder)
+        thread = Thread(target=runner.run)
+        thread.start()
+        wait_until(lambda: any(event.what == "waiting" for event in recorder.events))
+        budget.ask_to_stop("by the test")
+        thread.join(PATIENCE_SECONDS)
+    (said,) = [event.text for event in recorder.events if event.what == "waiting"]
+    assert re.search(r"older transaction of (connection|process) \d+ \(.+\) to end", said)
+
+
+def test_the_only_write_lock_is_not_waited_for_in_silence(tmp_path: Path) -> None:
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'one.db'}", poolclass=sa.NullPool)
+    people.create(engine)
+    fill(engine, people, old_rows()[:20])
+    target, recorder = bound(engine, FillNames), Recorder()
+    store, outcomes = Store(target.dialect), list[Outcome]()
+    store.ensure()
+    runner = Runner(target, store, Settings(), Budget(), recorder)
+    thread = Thread(target=lambda: outcomes.append(runner.run().outcome))
+    with engine.connect() as writer, patch("backfill.runner._SOON", 0.05):
+        writer.exec_driver_sql("BEGIN IMMEDIATE")
+        thread.start()
+        wait_until(lambda: any(event.what == "waiting" for event in recorder.events))
+        writer.rollback()
+        thread.join(PATIENCE_SECONDS)
+    assert outcomes == [Outcome.COMPLETE]
+    (said,) = [event.text for event in recorder.events if event.what == "waiting"]
+    assert said == "waiting for another writer to let the triggers of `sync` in"
+
+
 def seconds_of_a_write(connection: sa.Connection, key: int) -> float:
     started = time.perf_counter()
     with connection.begin():
