@@ -6,18 +6,19 @@ signal wants us to wait in doubt: one that cannot be read stops the run, with th
 
 from __future__ import annotations
 
+import base64
 import http.client
 import math
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from backfill.declaration import Backfill
 from backfill.failures import describe
-from backfill.kinds import masked
 from backfill.readings import Gradual, Reading
 
 if TYPE_CHECKING:
@@ -62,8 +63,12 @@ class WebAddress(_Own):
     """Waits until a web address answers with 200; any other answer, or none, means: wait."""
 
     def __init__(self, url: str) -> None:
-        self.url = url
-        self.name = f"`throttle_url` {masked(url).partition('?')[0]}"
+        scheme, slashes, rest = url.partition("//")
+        authority, slash, path = rest.partition("/")
+        userinfo, _, host = authority.rpartition("@")
+        self._url = f"{scheme}{slashes}{host}{slash}{path}"
+        self._userinfo = unquote(userinfo)
+        self.name = f"`throttle_url` {self._url.partition('?')[0]}"
 
     def read(self, reader: Reader) -> Reading:
         problem = self._problem()
@@ -71,13 +76,22 @@ class WebAddress(_Own):
 
     def _problem(self) -> str:
         try:
-            with urllib.request.urlopen(self.url, timeout=_HTTP_SECONDS) as answer:
+            with urllib.request.urlopen(self._request(), timeout=_HTTP_SECONDS) as answer:
                 return "" if answer.status == 200 else f"answers {answer.status}"
         except urllib.error.HTTPError as error:
             error.close()
             return f"answers {error.code}"
         except (OSError, ValueError, http.client.HTTPException) as error:
             return f"does not answer: {type(error).__name__}"
+
+    def _request(self) -> urllib.request.Request:
+        """Return what to send: `user:password@` as basic authentication (RFC 7617), which no
+        redirection takes to another host."""
+        request = urllib.request.Request(self._url)
+        if self._userinfo:
+            code = base64.b64encode(self._userinfo.encode()).decode()
+            request.add_unredirected_header("Authorization", f"Basic {code}")
+        return request
 
 
 class Query(_Own):

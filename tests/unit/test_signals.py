@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -97,7 +98,18 @@ def test_flag_file(tmp_path: Path) -> None:
 
 
 class Answering(BaseHTTPRequestHandler):
+    """The last part of a path is the answer's code; below /private only for one user, and below
+    /moved somewhere else."""
+
     def do_GET(self) -> None:
+        if "/moved" in self.path:
+            self.send_response(302)
+            self.send_header("Location", self.path.replace("/moved", ""))
+            self.end_headers()
+            return
+        wanted = "Basic " + base64.b64encode("me@work:pa55:wörd".encode()).decode()
+        if "/private" in self.path and self.headers["Authorization"] != wanted:
+            self.path = "/401"
         self.send_response(int(self.path.rpartition("/")[2].partition("?")[0]))
         self.end_headers()
 
@@ -132,7 +144,14 @@ def test_web_address_is_shown_without_its_secrets(address: str) -> None:
     url = address.replace("//", "//me:pa55@") + "/503?token=pa55"
     reading = WebAddress(url).read(nowhere)
     assert reading.stops
-    assert "pa55" not in reading.text
+    assert reading.text == f"`throttle_url` {address}/503 answers 503 (goes on at 200)"
+
+
+def test_web_address_gets_the_user_that_it_names(address: str) -> None:
+    url = address.replace("//", "//me%40work:pa55:w%C3%B6rd@")
+    assert not WebAddress(f"{url}/private/200").read(nowhere).stops
+    assert WebAddress(f"{address}/private/200").read(nowhere).stops
+    assert WebAddress(f"{url}/moved/private/200").read(nowhere).stops  # not sent further
 
 
 # -- query and method ----------------------------------------------------------------------------
