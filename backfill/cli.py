@@ -62,6 +62,20 @@ def _command(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+def _resumable(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let Ctrl-C stop a run that has not begun, as it stops one that has."""
+
+    @wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except KeyboardInterrupt:
+            click.echo("Stopped before it began; `backfill run` goes on.", err=True)
+            sys.exit(EXIT_STOPPED)
+
+    return wrapped
+
+
 def _database_error(error: SQLAlchemyError) -> str:
     """Return the server's code and, of a failed connection, its text; else it may hold values."""
     original = getattr(error, "orig", None)
@@ -265,6 +279,7 @@ def doctor(call: Call, everything: bool, ignore: tuple[str, ...], as_json: bool)
 @click.option("--json", "as_json", is_flag=True, help="Print a line of JSON an event.")
 @click.pass_obj
 @_command
+@_resumable
 def run(
     call: Call,
     names: tuple[str, ...],

@@ -63,6 +63,21 @@ def test_signal_finishes_the_chunk(
     assert_goes_on(project, engine)
 
 
+def test_ctrl_c_before_it_begins_is_a_stop_too(project: AlembicProject, engine: sa.Engine) -> None:
+    """While env.py is read, the database is slow to answer, and the like."""
+    prepare(project, engine, SET_BASED, 10)
+    env = project.directory / "migrations/env.py"
+    slow = "import time\nopen('connecting', 'w').close()\ntime.sleep(600)\n"
+    env.write_text(env.read_text() + slow)
+    runner = project.start("run")
+    wait_until((project.directory / "connecting").exists, runner)
+    runner.send_signal(SIGINT)
+    assert runner.wait(PATIENCE_SECONDS) == 3, last_words(runner)
+    said = runner.stderr_path.read_text()
+    assert said == "Stopped before it began; `backfill run` goes on.\n"
+    assert values_of_n(engine) == {0: 10}
+
+
 def test_second_signal_ends_at_once(project: AlembicProject, engine: sa.Engine) -> None:
     prepare(project, engine, HANGS, 100)
     runner = project.start("run", "--json", "--chunk-size=20")
