@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from backfill import __version__, overview, presentation, scaffold, settings
 from backfill.configuration import Origin
 from backfill.context import Call
-from backfill.errors import BackfillError, InvalidTransition, StateError
+from backfill.errors import BackfillError, InvalidTransition, StateError, UnknownBackfill
 from backfill.runs import Outcome, Status
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from backfill.discovery import Declared
     from backfill.planner import Plan
     from backfill.runs import Run
+    from backfill.sync import Sought
 
 EXIT_COMPLETE = 0
 EXIT_FAILED = 1
@@ -136,6 +137,7 @@ def new(call: Call, name: str, revision: str, table: str) -> None:
 def list_(call: Call, as_json: bool) -> None:
     """List the declared backfills in the order of the revisions."""
     document = call.collect((), lambda here, chosen: overview.listing(chosen, here.store))
+    document += call.everywhere(lambda here: overview.listing_of_gone(here.declared, here.store))
     if as_json:
         _print_json(document)
         return
@@ -178,6 +180,10 @@ def status(call: Call, names: tuple[str, ...], watch: bool, as_json: bool) -> No
     """Show progress, rate, time left, failures and who holds the leases."""
     while True:
         document = call.collect(names, lambda here, chosen: overview.status(chosen, here.store))
+        if not names:
+            document += call.everywhere(
+                lambda here: overview.status_of_gone(here.declared, here.store)
+            )
         if as_json:
             _print_json(document)
         else:
@@ -338,7 +344,7 @@ def _due(call: Call, names: Sequence[str]) -> list[tuple[Context, Declared]]:
 @_command
 def pause(call: Call, name: str) -> None:
     """Stop a run; when this has returned, nothing more is written."""
-    call.on(name, _move, Status.PAUSED)
+    call.on(name, lambda here, one: _move(here, one.name, Status.PAUSED))
     click.echo(f"{name}: paused; `backfill resume {name}`, then `backfill run` goes on")
 
 
@@ -348,7 +354,7 @@ def pause(call: Call, name: str) -> None:
 @_command
 def resume(call: Call, name: str) -> None:
     """Let a paused run go on with the next `backfill run`."""
-    call.on(name, _move, Status.PENDING)
+    call.on(name, lambda here, one: _move(here, one.name, Status.PENDING))
     click.echo(f"{name}: resumed; `backfill run {name}` goes on")
 
 
@@ -358,23 +364,36 @@ def resume(call: Call, name: str) -> None:
 @_command
 def cancel(call: Call, name: str) -> None:
     """Give a run up, or its triggers; when this has returned, nothing more is written."""
-    call.on(name, _cancel)
+    try:
+        call.on(name, lambda here, one: _cancel(here, name, one.declaration))
+    except UnknownBackfill:  # its class may be gone, and its run or triggers not
+        if not any(call.everywhere(lambda here: [_cancel_gone(here, name)])):
+            raise
 
 
-def _cancel(context: Context, one: Declared) -> None:
+def _cancel(context: Context, name: str, sought: Sought) -> None:
     from backfill.sync import withdraw  # here, since no other command needs it
 
     over = None
     try:
-        _move(context, one, Status.CANCELLED)
+        _move(context, name, Status.CANCELLED)
     except (StateError, InvalidTransition) as error:
         over = error
-    if withdraw(one.declaration, context.dialect):
-        click.echo(f"{one.name}: its triggers are removed")
+    if withdraw(sought, context.dialect):
+        click.echo(f"{name}: its triggers are removed")
     elif over is not None:
         raise over
     if over is None:
-        click.echo(f"{one.name}: cancelled; rows already written stay")
+        click.echo(f"{name}: cancelled; rows already written stay")
+
+
+def _cancel_gone(context: Context, name: str) -> bool:
+    """Cancel what a database has of a backfill without a class; whether there was anything."""
+    try:
+        _cancel(context, name, name)
+    except (StateError, InvalidTransition):
+        return False
+    return True
 
 
 @cli.command("set")
@@ -396,17 +415,17 @@ def set_(call: Call, name: str, changes: tuple[str, ...]) -> None:
 
 
 def _change(context: Context, one: Declared, given: dict[str, str]) -> Run:
-    return context.store.change(_with_a_run(context, one), settings.changes(given))
+    return context.store.change(_with_a_run(context, one.name), settings.changes(given))
 
 
-def _move(context: Context, one: Declared, wanted: Status) -> None:
-    context.store.move(_with_a_run(context, one), wanted)
+def _move(context: Context, name: str, wanted: Status) -> None:
+    context.store.move(_with_a_run(context, name), wanted)
 
 
-def _with_a_run(context: Context, one: Declared) -> str:
+def _with_a_run(context: Context, name: str) -> str:
     if not context.store.exists():
-        raise StateError(f"Backfill {one.name!r} has no run yet; start it with `backfill run`.")
-    return one.name
+        raise StateError(f"Backfill {name!r} has no run yet; start it with `backfill run`.")
+    return name
 
 
 @cli.command()

@@ -92,6 +92,10 @@ class Call:
         ((context, one),) = self.each([name])
         return context.dialect.call(function, context, one, *args)
 
+    def everywhere(self, function: Callable[[Context], list[T]]) -> list[T]:
+        """Call a function for each database; join what it says."""
+        return [said for here in self.contexts for said in here.dialect.call(function, here)]
+
     def collect(
         self, names: Sequence[str], function: Callable[[Context, list[Declared]], list[T]]
     ) -> list[T]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from alembic import util
@@ -19,7 +19,7 @@ from alembic.util import CommandError
 from backfill import tables
 from backfill.dialects import dialect_for
 from backfill.discovery import discover, named
-from backfill.errors import BackfillError
+from backfill.errors import BackfillError, UnknownBackfill
 from backfill.proof import incomplete_reason
 from backfill.targets import bind
 
@@ -145,7 +145,10 @@ def _stop_sync(context: MigrationContext, name: str) -> None:
 
     connection = _connection(context)
     with _told_by_alembic(context):
-        sync.remove(_declaration(context, name), dialect_for(connection.engine), connection)
+        sought: sync.Sought = name
+        with suppress(UnknownBackfill):  # the class may be gone already
+            sought = _declaration(context, name)
+        sync.remove(sought, dialect_for(connection.engine), connection)
 
 
 _OFFLINE = "; triggers of `sync` are not removed by this script: `backfill cancel {name}`"

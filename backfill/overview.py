@@ -46,9 +46,43 @@ def listing(declared: Sequence[Declared], store: Store) -> Document:
             "applied": one.is_applied,
             "status": _status(store.current(one.name) if has_state else None),
             "description": one.declaration.description(),
+            "declared": True,
         }
         for one in declared
     ]
+
+
+def listing_of_gone(declared: Sequence[Declared], store: Store) -> Document:
+    """Return what has triggers in the database, and no class any more."""
+    return [
+        {
+            "name": run.name,
+            "revision": run.revision,
+            "applied": True,
+            "status": _status(run),
+            "description": "its class is gone, and its triggers are not",
+            "declared": False,
+        }
+        for run in _gone(declared, store)
+    ]
+
+
+def status_of_gone(declared: Sequence[Declared], store: Store) -> Document:
+    """Return how far each of them is, likewise."""
+    with store.kept_open():
+        return [
+            _progress(run.name, run.revision, store, run) | {"sync": True, "declared": False}
+            for run in _gone(declared, store)
+        ]
+
+
+def _gone(declared: Sequence[Declared], store: Store) -> list[Run]:
+    if not store.exists():
+        return []
+    names = sorted({*store.names()} - {one.name for one in declared})
+    with store.transaction(write=False) as connection:
+        names = [name for name in names if sync.is_installed(name, store.dialect, connection)]
+    return [run for run in map(store.current, names) if run is not None]
 
 
 def status(declared: Sequence[Declared], store: Store) -> Document:
@@ -56,7 +90,8 @@ def status(declared: Sequence[Declared], store: Store) -> Document:
     with store.kept_open():
         has_state = store.exists()
         return [
-            _progress(one, store, store.current(one.name) if has_state else None)
+            _progress(one.name, one.revision, store, store.current(one.name) if has_state else None)
+            | {"sync": _is_in_sync(one, store), "declared": True}
             for one in declared
         ]
 
@@ -130,7 +165,7 @@ def _status(run: Run | None) -> str:
     return (run.status if run is not None else Status.PENDING).value
 
 
-def _progress(one: Declared, store: Store, run: Run | None) -> dict[str, Any]:
+def _progress(name: str, revision: str, store: Store, run: Run | None) -> dict[str, Any]:
     ranges = store.ranges(run) if run is not None else []
     changed, quarantined = store.totals(run) if run is not None else (0, 0)
     scanned = sum(found.rows_scanned for found in ranges)
@@ -140,8 +175,8 @@ def _progress(one: Declared, store: Store, run: Run | None) -> dict[str, Any]:
     if rate > 0 and estimated is not None:
         left = round(max(estimated - scanned, 0) / rate, 1)
     return {
-        "name": one.name,
-        "revision": one.revision,
+        "name": name,
+        "revision": revision,
         "status": _status(run),
         "rows_scanned": scanned,
         "rows_changed": changed,
@@ -151,7 +186,6 @@ def _progress(one: Declared, store: Store, run: Run | None) -> dict[str, Any]:
         "failures": quarantined,
         "throttled": next((r.throttled for r in ranges if r.throttled), None),
         "set": dict(run.changed) if run is not None else {},
-        "sync": _is_in_sync(one, store),
         "error": run.error if run is not None else None,
         "ranges": [_range(found) for found in ranges],
     }

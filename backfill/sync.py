@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from backfill.dialects.triggers import Triggers
     from backfill.targets import Target
 
+    Sought = type[Backfill] | str
+    """A backfill, or its name where the class is gone."""
+
 Trying = Callable[[], AbstractContextManager[Any]]
 
 _LONGEST_NAME = 48
@@ -167,9 +170,9 @@ def _checked_columns(target: Target, connection: sa.Connection) -> Iterator[str]
 # -- finding and removing ------------------------------------------------------------------
 
 
-def is_installed(declaration: type[Backfill], dialect: Dialect, connection: sa.Connection) -> bool:
+def is_installed(of: Sought, dialect: Dialect, connection: sa.Connection) -> bool:
     """Whether the database has triggers of this backfill; reads only."""
-    return bool(_found(declaration, dialect, connection))
+    return bool(_found(of, dialect, connection))
 
 
 def left_behind(
@@ -187,7 +190,7 @@ def left_behind(
 
 
 def remove(
-    declaration: type[Backfill],
+    of: Sought,
     dialect: Dialect,
     connection: sa.Connection,
     *,
@@ -205,11 +208,11 @@ def remove(
 
     def once() -> bool:
         with trying():
-            places = _found(declaration, dialect, connection)
+            places = _found(of, dialect, connection)
             for place in places:
                 _remove_from(place, dialect, connection)
             if places and store.exists(connection):
-                store.note(connection, dialect, declaration.name, "sync removed")
+                store.note(connection, dialect, _name(of), "sync removed")
         return bool(places)
 
     patiently = retries.retrying(
@@ -221,11 +224,11 @@ def remove(
     return patiently(once)
 
 
-def withdraw(declaration: type[Backfill], dialect: Dialect) -> bool:
+def withdraw(of: Sought, dialect: Dialect) -> bool:
     """Remove what there is on a connection of our own; likewise."""
     with dialect.open(_LIMITS) as connection:
         return remove(
-            declaration,
+            of,
             dialect,
             connection,
             trying=lambda: dialect.transaction(connection, _LIMITS),
@@ -249,11 +252,17 @@ def _remove_from(place: Place, dialect: Dialect, connection: sa.Connection) -> N
         raise
 
 
-def _found(declaration: type[Backfill], dialect: Dialect, connection: sa.Connection) -> list[Place]:
+def _name(of: Sought) -> str:
+    return of if isinstance(of, str) else of.name
+
+
+def _found(of: Sought, dialect: Dialect, connection: sa.Connection) -> list[Place]:
     triggers = dialect.triggers
     if triggers is None:
         return []
-    found = [triggers.find(connection, place) for place in _places(declaration)]
+    if isinstance(of, str):
+        return triggers.named(connection, trigger_name(of), of)
+    found = [triggers.find(connection, place) for place in _places(of)]
     return [place for place in found if place is not None]
 
 

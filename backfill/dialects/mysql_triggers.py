@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from backfill.dialects.triggers import (
     WAIT_SECONDS,
+    Place,
     Script,
     Triggers,
     execute,
@@ -25,7 +26,6 @@ from backfill.dialects.triggers import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from backfill.dialects.triggers import Place
     from backfill.targets import Target
 
 LABEL = "@backfill_label"
@@ -79,6 +79,11 @@ class MariaDBTriggers(Triggers):
 
     def installed(self, connection: sa.Connection) -> list[tuple[str, str]]:
         return [(row.table_name, row.name) for row in connection.execute(_INSTALLED)]
+
+    def named(self, connection: sa.Connection, name: str, backfill: str) -> list[Place]:
+        names = {"names": [f"{name}_{event.lower()}" for event in _EVENTS]}
+        tables = connection.execute(_NAMED, names).scalars()
+        return [Place(None, table, name, backfill) for table in tables]
 
     def install(self, connection: sa.Connection, target: Target, place: Place) -> bool:
         found = self._bodies(connection, place)
@@ -268,6 +273,10 @@ _TYPES = sa.text(
     " FROM information_schema.columns"
     " WHERE table_schema = COALESCE(:schema, DATABASE()) AND table_name = :table"
 )
+_NAMED = sa.text(
+    "SELECT DISTINCT event_object_table FROM information_schema.triggers"
+    " WHERE trigger_schema = DATABASE() AND trigger_name IN :names"
+).bindparams(sa.bindparam("names", expanding=True))
 _FOUND = sa.text(
     "SELECT trigger_name AS name, action_statement AS body FROM information_schema.triggers"
     " WHERE trigger_schema = COALESCE(:schema, DATABASE()) AND trigger_name IN :names"

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from backfill.dialects.triggers import (
     WAIT_SECONDS,
+    Place,
     Script,
     Triggers,
     execute,
@@ -24,7 +25,6 @@ from backfill.errors import RunFailed, TableBusy
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from backfill.dialects.triggers import Place
     from backfill.targets import Target
 
 LABEL = "backfill.label"
@@ -77,6 +77,11 @@ class PostgreSQLTriggers(Triggers):
 
     def installed(self, connection: sa.Connection) -> list[tuple[str, str]]:
         return [(row.table_name, row.name) for row in connection.execute(_INSTALLED)]
+
+    def named(self, connection: sa.Connection, name: str, backfill: str) -> list[Place]:
+        names = {"functions": [f"{name}_{event.lower()}" for event in _EVENTS]}
+        rows = connection.execute(_NAMED, names)
+        return [Place(row.schema, row.table, name, backfill) for row in rows]
 
     def install(self, connection: sa.Connection, target: Target, place: Place) -> bool:
         # Two that replace one function at once would get "tuple concurrently updated".
@@ -314,6 +319,13 @@ _FOUND = sa.text(
     " AND CASE WHEN CAST(:schema AS text) IS NULL THEN pg_function_is_visible(p.oid)"
     " ELSE nspname = CAST(:schema AS text) END"
 ).bindparams(sa.bindparam("functions", expanding=True), sa.bindparam("triggers", expanding=True))
+_NAMED = sa.text(
+    "SELECT DISTINCT nspname AS schema, coalesce(relname, proname) AS table"
+    " FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = pronamespace"
+    " LEFT JOIN (pg_trigger JOIN pg_class AS c ON c.oid = tgrelid AND NOT relispartition)"
+    " ON tgfoid = p.oid WHERE proname IN :functions AND pronargs = 0"
+    " AND prorettype = CAST('trigger' AS regtype) AND pg_function_is_visible(p.oid)"
+).bindparams(sa.bindparam("functions", expanding=True))
 _PATH = sa.text("SELECT concat_ws(', ', nullif(current_setting('search_path'), ''), 'pg_temp')")
 _KIND = sa.text("SELECT relkind, relhassubclass FROM pg_class WHERE oid = CAST(:table AS regclass)")
 _ONE_AT_A_TIME = sa.text("SELECT pg_advisory_xact_lock(hashtext(:name))")

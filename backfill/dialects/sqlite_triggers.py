@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from backfill.dialects.triggers import Script, Triggers, execute, unique_columns
+from backfill.dialects.triggers import Place, Script, Triggers, execute, unique_columns
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from backfill.dialects.triggers import Place
     from backfill.targets import Target
 
 
@@ -60,6 +59,18 @@ class SQLiteTriggers(Triggers):
 
     def installed(self, connection: sa.Connection) -> list[tuple[str, str]]:
         return [(row.table_name, row.name) for row in connection.execute(_INSTALLED)]
+
+    def named(self, connection: sa.Connection, name: str, backfill: str) -> list[Place]:
+        found = []
+        for schema in sa.inspect(connection).get_schema_names():
+            master = self.quoted("sqlite_master", schema)
+            query = sa.text(
+                f"SELECT DISTINCT tbl_name FROM {master} WHERE type = 'trigger' AND name IN :names"
+            ).bindparams(sa.bindparam("names", expanding=True))
+            names = {"names": [f"{name}_insert", f"{name}_update"]}
+            tables = connection.execute(query, names).scalars()
+            found += [Place(schema, table, name, backfill) for table in tables]
+        return found
 
     def install(self, connection: sa.Connection, target: Target, place: Place) -> bool:
         found = self._found(connection, place)

@@ -83,6 +83,11 @@ class Triggers:
         """Return table and name of all triggers that are called as ours are."""
         raise NotImplementedError
 
+    def named(self, connection: sa.Connection, name: str, backfill: str) -> list[Place]:
+        """Return where triggers are that begin with a name, in the schemas that are looked at
+        where none is given."""
+        raise NotImplementedError
+
     def install(self, connection: sa.Connection, target: Target, place: Place) -> bool:
         """Make or replace what is missing or differs; whether anything did.
 

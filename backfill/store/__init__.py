@@ -125,6 +125,11 @@ class Store:
 
     # -- runs --------------------------------------------------------------------------
 
+    def names(self) -> list[str]:
+        """Return the names of all backfills that have a run."""
+        with self.transaction(write=False) as connection:
+            return runs.names(connection)
+
     def current(self, name: str) -> Run | None:
         """Return a backfill's latest run."""
         with self.transaction(write=False) as connection:

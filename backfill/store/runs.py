@@ -54,6 +54,11 @@ def current(connection: sa.Connection, name: str, *, lock: Dialect | None = None
     return None if row is None else _to_run(row)
 
 
+def names(connection: sa.Connection) -> list[str]:
+    """Return the names of all backfills that have a run."""
+    return list(connection.execute(sa.select(_run.c.name).distinct()).scalars())
+
+
 def by_id(connection: sa.Connection, run_id: int) -> Run | None:
     """Return a run as it is now."""
     row = connection.execute(sa.select(_run).where(_run.c.id == run_id)).first()

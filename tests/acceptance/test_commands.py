@@ -91,6 +91,8 @@ STATUS_TYPES = {
     "failures": int,
     "throttled": (TEXT, NOTHING),
     "set": dict,
+    "sync": bool,
+    "declared": bool,
     "ranges": list,
 }
 RANGE_TYPES = {
@@ -331,6 +333,7 @@ def listed(
         "applied": applied,
         "status": "pending",
         "description": description,
+        "declared": True,
     }
 
 

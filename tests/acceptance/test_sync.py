@@ -143,3 +143,45 @@ def test_alembic_sees_none_of_it_and_a_downgrade_takes_it_away(
     with engine.begin() as connection:
         connection.execute(sa.text("INSERT INTO items (id, amount) VALUES (101, 1)"))
     assert status(declared)["sync"] is False
+
+
+def test_triggers_without_a_class_are_shown_and_removed_by_name(
+    declared: AlembicProject, engine: sa.Engine
+) -> None:
+    assert declared.backfill("run", "--limit=10", "--chunk-size=5").returncode == 3
+    (declared.versions / "c3.py").unlink()
+    declared.revision("b2", down="a1", body=ADD_COLUMN.partition("class FillDoubled")[0])
+    assert doubled(engine, 100) == 200
+
+    listed = declared.backfill("list")
+    assert listed.returncode == 0, listed.stderr
+    assert "its class is gone, and its triggers are not" in listed.stdout
+    shown = declared.backfill("status")
+    assert shown.returncode == 0, shown.stderr
+    assert "its class is gone: `backfill cancel fill_doubled` removes its triggers" in shown.stdout
+
+    done = declared.backfill("cancel", "fill_doubled")
+    assert (done.returncode, done.stdout.splitlines()) == (
+        0,
+        [
+            "fill_doubled: its triggers are removed",
+            "fill_doubled: cancelled; rows already written stay",
+        ],
+    ), done.stderr
+    assert doubled(engine, 101) is None
+    assert "fill_doubled" not in declared.backfill("list").stdout
+    again = declared.backfill("cancel", "fill_doubled")
+    assert (again.returncode, "No backfill is called 'fill_doubled'" in again.stderr) == (1, True)
+
+
+def test_a_downgrade_needs_no_class_to_take_triggers_away(
+    declared: AlembicProject, engine: sa.Engine
+) -> None:
+    assert declared.backfill("run").returncode == 0
+    (declared.versions / "c3.py").unlink()
+    declared.revision("b2", down="a1", body=ADD_COLUMN.partition("class FillDoubled")[0])
+    declared.alembic("downgrade", "a1")
+    with engine.connect() as connection:
+        assert "doubled" not in {c["name"] for c in sa.inspect(connection).get_columns("items")}
+        query = sa.text("SELECT what FROM backfill_event WHERE what LIKE 'sync%' ORDER BY id")
+        assert connection.execute(query).scalars().all() == ["sync installed", "sync removed"]
