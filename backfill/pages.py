@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -19,6 +20,8 @@ from backfill.dialects import BINARY_TYPES
 from backfill.errors import UnreadableRow
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from backfill.keys import KeyValues
     from backfill.targets import Target
 
@@ -69,9 +72,11 @@ class Page:
         """What each row's version was when it was read, where the database tells."""
         return [raw[-1] for raw in self.rows]
 
-    @property
-    def given(self) -> list[Any]:
-        """The rows that Python is given; nothing that it can change belongs to the page."""
+    def given(self) -> Iterator[Any]:
+        """Give the rows as Python sees them; nothing that it can change belongs to the page.
+
+        Raises what the conversion of a value raises, and then goes on with the next row.
+        """
         return self.reader.given(self.rows)
 
     def is_same(self, other: Page) -> bool:
@@ -159,14 +164,12 @@ class PageReader:
             return [[raw[i] for raw in rows] for i in range(self.width)]
         return list(zip(*map(self.key, rows), strict=True))
 
-    def given(self, rows: Sequence[Raw]) -> list[Any]:
-        first, end, new = self._first, self._end, self._new_row
+    def given(self, rows: Sequence[Raw]) -> Iterator[Any]:
+        first, end = self._first, self._end
         converts = [c for c in self._converts or () if c[0] >= first]
-        if converts:
-            return list(map(new, map(_converted(first, end, converts), rows)))
-        if first == 0 and end == len(self.columns):
-            return list(map(new, rows))
-        return [new(raw[first:end]) for raw in rows]
+        if converts or first > 0 or end < len(self.columns):
+            return map(self._new_row, map(_converted(first, end, converts), rows))
+        return map(self._new_row, rows)
 
     def is_same_row(self, before: Raw, now: Raw) -> bool:
         """Whether a row is as it was read; NaN equals itself, and in JSON 1 is not true."""
@@ -206,7 +209,7 @@ def _converted(
             values[i - start] = convert(raw[i])
         return tuple(values)
 
-    return cut_and_convert if converts else lambda raw: raw[start:stop]
+    return cut_and_convert if converts else itemgetter(slice(start, stop))
 
 
 def _copied(value: Any) -> Any:

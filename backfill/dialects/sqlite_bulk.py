@@ -168,8 +168,9 @@ def _stored(values: list[Any], process: Callable[[Any], Any] | None) -> list[Any
     """Return values as SQLite stores them; TypeError or ValueError for what a function cannot."""
     if process is not None:
         values = list(map(process, values))
-    for kind in set(map(type, values)) - _STORABLE:
+    kinds = set(map(type, values))
+    for kind in kinds - _STORABLE:
         raise TypeError(f"{kind.__name__} is stored by the driver's own conversion, if at all")
-    if any(type(value) is int and not -(2**63) <= value < 2**63 for value in values):
+    if int in kinds and any(type(v) is int and not -(2**63) <= v < 2**63 for v in values):
         raise ValueError("an integer of more than 64 bits")
     return values

@@ -14,7 +14,8 @@ import time
 from asyncio import CancelledError
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, repeat
+from operator import contains
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import sqlalchemy as sa
@@ -70,6 +71,13 @@ def is_about_a_row(error: BaseException, dialect: Dialect, *, computes: bool) ->
     if dialect.error_kind(error) is ErrorKind.DATA:
         return True
     return computes and isinstance(error, _REFUSED)
+
+
+def _are_alike(outputs: Sequence[Any]) -> bool:
+    """Whether all are dicts of the same columns; no object is made for each of them."""
+    if set(map(type, outputs)) != {dict} or len(set(map(len, outputs))) > 1:
+        return False
+    return all(all(map(contains, outputs, repeat(column))) for column in outputs[0])
 
 
 class RowsChanged(Exception):
@@ -146,11 +154,7 @@ class RowsWriter(Writer):
     def _computed(self, page: Page, pulse: Callable[[], None]) -> list[Output]:
         if not page:
             return []
-        try:
-            rows = page.given
-        except _RAISED as error:  # a value that is no date, though its column says so
-            return self._halved(page, error, pulse)
-        return self._one_each(rows, pulse) if self._one_by_one else self._many(page, rows, pulse)
+        return self._one_each(page, pulse) if self._one_by_one else self._many(page, pulse)
 
     def _halved(self, page: Page, error: BaseException, pulse: Callable[[], None]) -> list[Output]:
         """Compute a page in two parts, down to the row that raises."""
@@ -161,21 +165,24 @@ class RowsWriter(Writer):
             page.part(middle), pulse
         )
 
-    def _one_each(self, rows: list[Any], pulse: Callable[[], None]) -> list[Output]:
+    def _one_each(self, page: Page, pulse: Callable[[], None]) -> list[Output]:
         outputs = list[Output]()
-        computing = map(self.declaration.transform, rows)
-        while len(outputs) < len(rows):
+        computing = map(self.declaration.transform, page.given())
+        while len(outputs) < len(page):
             pulse()
+            wanted = min(len(outputs) + _PULSE_ROWS, len(page))
             try:
-                outputs.extend(islice(computing, _PULSE_ROWS))  # keeps what came before an error
+                outputs.extend(islice(computing, wanted - len(outputs)))  # up to an error
+                if len(outputs) < wanted:  # a row's StopIteration looks like the end of all rows
+                    outputs.append(self._failed(StopIteration()))
             except _RAISED as error:
                 outputs.append(self._failed(error))
         return outputs
 
-    def _many(self, page: Page, rows: list[Any], pulse: Callable[[], None]) -> list[Output]:
+    def _many(self, page: Page, pulse: Callable[[], None]) -> list[Output]:
         pulse()
         try:
-            outputs = list(self.declaration.transform_chunk(rows))
+            outputs = list(self.declaration.transform_chunk(list(page.given())))
         except _RAISED as error:
             return self._halved(page, error, pulse)
         if len(outputs) != len(page):
@@ -258,7 +265,7 @@ class RowsWriter(Writer):
 
     def _grouped(self, page: Page, outputs: Sequence[Output]) -> list[_Group]:
         """Return the rows that are to be written, by the columns that they write."""
-        if set(map(type, outputs)) == {dict} and len(set(map(tuple, outputs))) == 1:  # type: ignore[arg-type]
+        if _are_alike(outputs):
             return self._one_group(page, outputs)  # type: ignore[arg-type]
         groups: dict[tuple[str, ...], tuple[list[Raw], list[Mapping[str, Any]]]] = {}
         for raw, output in zip(page.rows, outputs, strict=True):

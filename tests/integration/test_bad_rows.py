@@ -76,6 +76,18 @@ class Raising(Declares):
         return {"name": row.given, "n": row.n + 1}
 
 
+class RaisingAnEnd(Declares):
+    """`next()` of nothing raises what iterators end with."""
+
+    name = "copy_names"
+    reads = ("given", "n")
+    writes = ("name", "n")
+
+    def transform(self, row: Any) -> Row:
+        given = next(text for text in [row.given] if "refused" not in text)
+        return {"name": given, "n": row.n + 1}
+
+
 class RaisingForMany(Declares):
     name = "copy_names"
     reads = ("given", "n")
@@ -102,6 +114,7 @@ CASES = [
     pytest.param(InPython, "refused", "no_refused", id="CHECK-after-transform"),
     pytest.param(InPython, "taken", "name", id="UNIQUE-after-transform"),
     pytest.param(Raising, "refused", "ValueError at test_bad_rows.py", id="transform"),
+    pytest.param(RaisingAnEnd, "refused", "StopIteration", id="StopIteration"),
     pytest.param(RaisingForMany, "refused", "LookupError at test_bad_rows.py", id="chunk"),
     pytest.param(Applied, "refused", "no_refused", id="apply"),
 ]
