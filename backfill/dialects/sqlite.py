@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from decimal import Decimal
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from backfill.readings import Signal
     from backfill.settings import Settings
     from backfill.targets import Target
+
+logger = logging.getLogger(__name__)
 
 # https://sqlite.org/rescode.html, primary codes (the low byte of an extended code).
 _KINDS = {
@@ -64,6 +67,8 @@ _TEXTS = {
 _ABOUT_A_VALUE = ("malformed JSON", "Could not decode to UTF-8")
 _OPCODES_PER_CHECK = 20_000
 _FEW_ROWS = 8
+_JOURNAL = "backfill_journal"
+"""Key of a connection's info: how it kept its rollback journal when we got it."""
 _CONSTRAINT = re.compile(r"^(?:NOT NULL|UNIQUE|CHECK) constraint failed: ([\w., ]+)$")
 
 
@@ -113,6 +118,10 @@ class SQLite(Dialect):
     isolation_level: ClassVar[str] = "AUTOCOMMIT"
     """pysqlite's name for "the driver sends no BEGIN of its own"."""
 
+    def __init__(self, engine: sa.Engine) -> None:
+        super().__init__(engine)
+        sa.event.listen(self.engine.pool, "close_detached", _leave_no_journal)
+
     def open(self, limits: Limits) -> sa.Connection:
         connection = super().open(limits)
         deadline = [0.0]
@@ -126,6 +135,8 @@ class SQLite(Dialect):
         # Waiting for the lock holds nothing. Waiting in COMMIT, for readers, shuts new ones out.
         patience = max(limits.lock_timeout, limits.statement_timeout)
         _busy_timeout(connection, patience)
+        if write:
+            _reuse_journal(connection)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
         _busy_timeout(connection, limits.lock_timeout if write else patience)
         connection.info["backfill_deadline"][0] = time.monotonic() + limits.statement_timeout
@@ -266,6 +277,30 @@ def _files(url: sa.URL) -> list[str]:
     """Return the file of a database; none of one in memory."""
     name = (url.database or "").removeprefix("file:").partition("?")[0]
     return [] if name in ("", ":memory:") or "mode=memory" in str(url) else [name]
+
+
+def _reuse_journal(connection: sa.Connection) -> None:
+    """Let a COMMIT void the rollback journal rather than unlink it, which is as safe, and takes a
+    tenth off a run (sqlite.org/pragma.html, journal_mode). It is a connection's own affair; WAL,
+    which is the file's, stays.
+    """
+    if _JOURNAL not in connection.info:
+        mode = connection.exec_driver_sql("PRAGMA main.journal_mode").scalar()
+        connection.info[_JOURNAL] = mode
+        if mode == "delete":
+            connection.exec_driver_sql("PRAGMA main.journal_mode = persist")
+
+
+def _leave_no_journal(driver_connection: Any) -> None:
+    """Unlink it before a connection is closed; of somebody else's the next COMMIT makes another."""
+    try:
+        cursor = driver_connection.cursor()
+        cursor.execute("PRAGMA main.journal_mode")
+        if cursor.fetchone() == ("persist",):
+            cursor.execute("PRAGMA main.journal_mode = delete")
+        cursor.close()
+    except Exception as error:
+        logger.debug("a journal without contents is left: %s", type(error).__name__)
 
 
 def _busy_timeout(connection: sa.Connection, seconds: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import pymysql  # type: ignore[import-untyped,unused-ignore]
 import pytest
 import sqlalchemy as sa
 
-from backfill.dialects import Dialect, ErrorKind, dialect_for
+from backfill.dialects import Dialect, ErrorKind, Limits, dialect_for
 from backfill.dialects.mysql import MariaDB, MySQL
 from backfill.dialects.postgresql import PostgreSQL
 from backfill.dialects.sqlite import SQLite
@@ -398,3 +399,25 @@ def test_mysql_names_of_an_error_without_its_values(
 def test_sqlite_names_of_an_error_without_its_values(text: str, objects: dict[str, str]) -> None:
     error = wrapped(sqlite3.IntegrityError(text))
     assert dialect("sqlite").error_objects(error) == objects
+
+
+def test_sqlite_uses_its_journal_again_and_leaves_none(tmp_path: Path) -> None:
+    engine = sa.create_engine(f"sqlite:///{tmp_path}/app.db", poolclass=sa.NullPool)
+    used, limits = dialect_for(engine), Limits(1, 1, 1)
+    with used.open(limits) as connection:
+        for statement in ("CREATE TABLE t (a)", "INSERT INTO t VALUES (1)"):
+            with used.transaction(connection, limits):
+                connection.exec_driver_sql(statement)
+            assert Path(f"{tmp_path}/app.db-journal").exists()
+    assert [file.name for file in tmp_path.iterdir()] == ["app.db"]
+
+
+def test_sqlite_keeps_the_write_ahead_log(tmp_path: Path) -> None:
+    engine = sa.create_engine(f"sqlite:///{tmp_path}/app.db", poolclass=sa.NullPool)
+    used, limits = dialect_for(engine), Limits(1, 1, 1)
+    with engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA journal_mode = wal")
+    with used.open(limits) as connection, used.transaction(connection, limits):
+        connection.exec_driver_sql("CREATE TABLE t (a)")
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
