@@ -287,11 +287,11 @@ class Runner:
         """Whether no row is pending, seen after every transaction from before the bound ended."""
         if self.target.pending is None:
             return True
-        if run.horizon is not None and run.pass_number == 1:
-            self._await_horizon(run, run.horizon)
-        quarantined = [failure.key for failure in self.store.failures(run)]
-        walked = list(self.trail.stretches(self.store.ranges(run)))
         with self.target.dialect.open(self.limits) as connection:
+            if run.horizon is not None and run.pass_number == 1:
+                self._await_horizon(run, run.horizon, connection)
+            quarantined = [failure.key for failure in self.store.failures(run)]
+            walked = list(self.trail.stretches(self.store.ranges(run)))
             return not any_pending(
                 connection,
                 self.target,
@@ -300,11 +300,11 @@ class Runner:
                 reading=lambda: self._reading(connection),
             )
 
-    def _await_horizon(self, run: Run, horizon: str) -> None:
+    def _await_horizon(self, run: Run, horizon: str, connection: sa.Connection) -> None:
         """Wait for the transactions whose rows could not be seen yet."""
         said = None
         while True:
-            with self._reading() as connection:
+            with self._reading(connection):
                 older = self.target.dialect.older_than_horizon(connection, horizon)
             if older is None:
                 return

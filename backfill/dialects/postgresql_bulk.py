@@ -19,7 +19,6 @@ from ipaddress import (
     IPv6Interface,
     IPv6Network,
 )
-from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
@@ -320,8 +319,12 @@ def _packed_texts(values: Sequence[str | None]) -> bytes:
     if None in values:
         return b"".join(_NULL if v is None else _packed_texts([v]) for v in values)
     encoded = list(map(str.encode, values))  # type: ignore[arg-type]
-    lengths = map(_LENGTH, map(len, encoded))
-    return b"".join(chain.from_iterable(zip(lengths, encoded, strict=True)))
+    lengths = list(map(len, encoded))
+    packed = {length: _LENGTH(length) for length in set(lengths)}  # they are alike
+    items = [b""] * (2 * len(values))
+    items[::2] = map(packed.__getitem__, lengths)
+    items[1::2] = encoded
+    return b"".join(items)
 
 
 def _packed_numbers(values: Sequence[int], code: str) -> bytes:
@@ -351,14 +354,17 @@ _SENDERS: Mapping[str, Callable[[_Element, Sequence[Any]], Any]] = {
 
 
 def prepare_driver(connection: sa.Connection) -> None:
-    """Teach a connection of psycopg to send packed arrays."""
+    """Teach a connection of psycopg to send packed arrays, and to read `xmin` as the number that
+    it sends back."""
     if connection.dialect.driver != "psycopg":
         return
     from psycopg.adapt import Dumper
     from psycopg.pq import Format
+    from psycopg.types.numeric import IntLoader
 
     driver: Any = connection.connection.dbapi_connection
     connection.info[_TAKES_PACKED] = driver.info.encoding == "utf-8"
+    driver.adapters.register_loader(_XID.oid, IntLoader)
     for element, kind in _PACKED.items():
         dumper = type(
             f"{kind.__name__}Dumper",
