@@ -263,13 +263,16 @@ def test_whatever_happens(
     costs, noise = history
     has_panicked = False
     sizer = Sizer(TARGET, None, first, ceiling, max_bytes=MAX_BYTES, row_bytes=row_bytes)
+    largest = sizer.size  # but for a look at a smaller size
     for cost in costs:
         for factor in noise:
             before, seconds = sizer.size, sizer.size * cost * factor
+            has_panicked = has_panicked or sizer._overhead > 0
             assert 1 <= before <= ceiling
             assert before == 1 or before * row_bytes <= MAX_BYTES
             sizer.observe(before, seconds)
-            assert sizer.size <= largest_step(before)
+            assert sizer.size <= largest_step(largest)
+            largest = max(before, sizer.size)
             if seconds > 5 * TARGET and before > 1 and not has_panicked:
                 assert sizer.size == max(1, before // 10)
                 has_panicked = True
@@ -309,6 +312,36 @@ def test_rows_that_are_slow_themselves_go_one_by_one(seconds: float) -> None:
     settled = walk(Sizer(TARGET), lambda rows: rows * seconds, 200)[30:]
     assert max(settled) <= 2
     assert settled.count(1) >= 0.8 * len(settled)
+
+
+@pytest.mark.parametrize("commit", [0.05, 0.1, 0.4])
+@pytest.mark.parametrize("seed", range(4))
+def test_commits_of_any_length_do_not_leave_single_rows(commit: float, seed: int) -> None:
+    """A commit that takes now this long, now that, and not because of the rows."""
+    noise, sizer, rows, seconds = random.Random(seed), Sizer(TARGET), 0, 0.0
+    sizes = []
+    for _ in range(2_000):
+        sizes.append(sizer.size)
+        took = commit * noise.lognormvariate(0, 0.7) + sizer.size * 1e-5
+        sizer.observe(sizer.size, took)
+        rows, seconds = rows + sizes[-1], seconds + took
+    settled = sorted(sizes[60:])
+    assert settled[len(settled) // 5] >= 10
+    assert settled[len(settled) // 2] >= 1_000
+    assert settled[-len(settled) // 20] * 1e-5 <= max(4 * TARGET, 1.25 * commit)
+    assert rows / seconds >= 12_000, "of 100,000 without commits"
+
+
+@pytest.mark.parametrize("seconds", [0.3, 1.0, 10.0])
+@pytest.mark.parametrize("brink", [20, 100, 3_000])
+def test_a_plan_that_flips_above_some_size_is_met_ever_more_seldom(
+    brink: int, seconds: float
+) -> None:
+    sizer = Sizer(TARGET)
+    sizes = walk(sizer, lambda rows: rows * 1e-5 + (seconds if rows > brink else 0), 3_000)
+    assert max(sizes[1:]) <= max(largest_step(brink), 500)
+    assert sum(size > brink for size in sizes) <= 12
+    assert median(sizes) >= brink / 2
 
 
 # -- bytes -----------------------------------------------------------------------------------
