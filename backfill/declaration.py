@@ -86,7 +86,7 @@ class Backfill:
     chunk_size: ClassVar[int | None]
     chunk_bytes: ClassVar[int | None]
     target_seconds: ClassVar[float]
-    nice: ClassVar[float]
+    nice: ClassVar[float | None]
     rows_per_second: ClassVar[float | None]
     window: ClassVar[str | None]
     workers: ClassVar[int]

@@ -1,8 +1,9 @@
 """How fast the workers of one command go: when the next chunk may begin, and what slows it down.
 
-Three things make a worker rest: `nice`, in proportion to the chunk behind it; the run's
-`rows_per_second`; and the load of the database (steering.py). Two make it wait: a closed
-`window`, and a signal at its stop level (throttles.py).
+Three things make a worker rest: `nice`, in proportion to the chunk behind it, which unless told
+otherwise is for the sake of others at work; the run's `rows_per_second`; and the load of the
+database (steering.py). Two make it wait: a closed `window`, and a signal at its stop level
+(throttles.py).
 """
 
 from __future__ import annotations
@@ -44,6 +45,12 @@ OF_THE_RUN = ("throttled", "changed", "unwatched")
 _CALM_SECONDS = 60.0
 """Without a load for so long we say that we are slowed no more."""
 _SLOWED = "slowed"
+_WAITS = "waits"
+_NICE_IN_COMPANY = 1.0
+"""Half of the time is the others': a chunk at most is between any of them and its turn."""
+_COMPANY_SECONDS = 1.5
+"""Company is worth a word when it lasts for longer than the signal takes to be sure of it."""
+_IN_COMPANY = "others are at work: rests 1 second a second"
 _FIGURES = re.compile(r"\d[\d.,:]*")
 
 
@@ -95,6 +102,13 @@ def gist(reason: str | None) -> str:
     return _FIGURES.sub("#", reason or "")
 
 
+def _weight(reason: str) -> int:
+    """Return how much a reason, or its gist, means: to wait, to be slowed, to rest, nothing."""
+    if reason.startswith(_WAITS):
+        return 3
+    return 2 if reason.startswith(_SLOWED) else int(bool(reason))
+
+
 class Pace:
     """Shared by the worker threads of one process; safe to use from any of them."""
 
@@ -131,6 +145,7 @@ class Pace:
         self._told_at = 0.0
         self._load = ""
         """What slowed us last."""
+        self._company_since: float | None = None
 
     def __enter__(self) -> Pace:
         """Begin to watch the signals."""
@@ -189,12 +204,18 @@ class Pace:
         """Say when the worker that did this last may go on."""
         verdict = self._throttle.verdict()
         with self._lock:
+            self._note_company(verdict)
             self._steer(verdict)
             if self._window is not None and not self._window.is_open(self._now()):
                 return Delay(LOOK_SECONDS, self._window.waits, waits=True)
             if verdict.stops:
                 return Delay(LOOK_SECONDS, f"waits: {verdict.reason}", waits=True)
             return Delay(self._rest(done), self._slowed(verdict))
+
+    @property
+    def has_company(self) -> bool:
+        """Whether others are at work, as far as anybody knows."""
+        return self._company_since is not None
 
     def size(self, rows: int) -> int:
         """Return how many of these rows the next chunk may have."""
@@ -209,10 +230,11 @@ class Pace:
         Where the load comes and goes, that we were slowed holds for a minute.
         """
         with self._lock:
-            if reason:
+            is_less = _weight(reason) < _weight(self._told) < _weight(_WAITS)
+            if not is_less:
                 self._told_at = self._clock()
-            is_calm = reason or self._clock() - self._told_at > _CALM_SECONDS
-            if gist(reason) == self._told or (self._told.startswith(_SLOWED) and not is_calm):
+            is_calm = self._clock() - self._told_at > _CALM_SECONDS
+            if gist(reason) == self._told or (is_less and not is_calm):
                 return
             text = reason or "goes on at its full pace"
             what, details = self._store.last_note(self._run) or ("", "")
@@ -232,20 +254,34 @@ class Pace:
         else:
             self._steering = self._steering.after(verdict.load, may_grow=verdict.may_grow)
 
+    def _note_company(self, verdict: Verdict) -> None:
+        if not verdict.has_company:
+            self._company_since = None
+        elif self._company_since is None:
+            self._company_since = self._clock()
+
     def _slowed(self, verdict: Verdict) -> str:
         self._load = verdict.reason or self._load
         if self._steering.share >= 1:
-            return ""
+            since, is_told = self._company_since, self.settings.nice is not None
+            is_new = since is None or self._clock() - since < _COMPANY_SECONDS
+            return "" if is_told or is_new else _IN_COMPANY
         return f"{_SLOWED} to {self._steering.share:.0%}: {self._load}"
 
     def _rest(self, done: Done | None) -> float:
         if done is None:
             return 0.0
-        until = done.ended + self._steering.rest(done.ended - done.began, self.settings.nice)
+        until = done.ended + self._steering.rest(done.ended - done.began, self._nice)
         rate = self._rate()
         if rate is not None:
             until = max(until, done.began + done.rows / rate)
         return max(0.0, until - self._clock())
+
+    @property
+    def _nice(self) -> float:
+        if self.settings.nice is not None:
+            return self.settings.nice
+        return _NICE_IN_COMPANY if self.has_company else 0.0
 
     def _rate(self) -> float | None:
         """One worker's part of the run's rows a second."""

@@ -41,6 +41,8 @@ class Reading:
     """Nothing grows, whatever the value."""
     is_soft: bool = False
     """It steers at its stop level, too, and never stops."""
+    has_company: bool = False
+    """Others are at work, whatever the value: leave room for them."""
 
     @classmethod
     def of(

@@ -48,10 +48,11 @@ class Settings:
     """Bytes that the rows of a chunk come to at most, as far as one can tell, where its size
     follows `target_seconds`. Without it 8 MiB; 32 MiB on SQLite."""
     target_seconds: float | None = setting(None, kinds.SECONDS, in_flight=True)
-    """How long a chunk may hold its locks: statement and commit. Without it 0.05; 0.15 on SQLite,
-    where whoever waits looks only every 0.1 s."""
-    nice: float = setting(0.0, kinds.RATIO, in_flight=True)
-    """Seconds of rest for each second that a chunk took: 1 works half of the time."""
+    """How long a chunk may hold its locks: statement and commit. Without it 0.05, and 0.02 while
+    others are at work; 0.15 on SQLite, where whoever waits looks only every 0.1 s."""
+    nice: float | None = setting(None, kinds.RATIO, in_flight=True)
+    """Seconds of rest for each second that a chunk took: 1 works half of the time. Without it 1
+    while others are at work, and 0 alone."""
     rows_per_second: float | None = setting(None, kinds.RATE, in_flight=True)
     """Rows that the run changes in a second at most, by all its workers on all machines."""
     window: str | None = setting(None, kinds.WINDOW, in_flight=True)

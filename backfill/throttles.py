@@ -35,6 +35,8 @@ class Verdict:
     """For people, with value and limit: "replica lag 12.3 s (stops at 10 s)"; "" when free."""
     may_grow: bool = True
     """False: hold. A signal that steers is stale, or a budget is near its limit."""
+    has_company: bool = False
+    """Others are at work, or nobody knows: a signal is stale."""
 
 
 FREE = Verdict()
@@ -98,6 +100,7 @@ class Throttle:
             stops=worst.stops,
             reason=worst.reason,
             may_grow=all(one.may_grow for one in found),
+            has_company=any(one.has_company for one in found),
         )
 
     def feed(self, signal: Signal, reading: Reading | None) -> None:
@@ -146,13 +149,15 @@ class _Gauge:
             stops=self.reading.stops,
             reason=self.reading.text if is_worth_telling else "",
             may_grow=not holds,
+            has_company=self.reading.has_company,
         )
 
     def _stale(self, now: float) -> Verdict:
         since = "yet" if self.read_at is None else f"for {now - self.read_at:.0f} s"
         why = f": {self.problem}" if self.problem else ""
         reason = f"{self.signal.name} is not known {since}{why}"
-        return Verdict(0.0, stops=self.signal.fails_closed, reason=reason, may_grow=False)
+        stops = self.signal.fails_closed
+        return Verdict(0.0, stops, reason, may_grow=False, has_company=True)
 
 
 def _badness(verdict: Verdict) -> tuple[bool, float, bool]:

@@ -243,11 +243,15 @@ class Worker:
 
     @property
     def target_seconds(self) -> float:
-        return self.settings.target_seconds or self.dialect.target_seconds
+        if self.settings.target_seconds is not None:
+            return self.settings.target_seconds
+        has_company = self.pace.has_company
+        return self.dialect.company_seconds if has_company else self.dialect.target_seconds
 
     def _size(self) -> int:
         if self._sized_by is not self.settings:  # somebody has changed them
             self.sizer = self._sizer(self.sizer.size)
+        self.sizer.aim(self.target_seconds)
         return self.pace.size(self.sizer.size)
 
     # -- chunks --------------------------------------------------------------------------

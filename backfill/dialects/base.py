@@ -113,6 +113,9 @@ class Dialect:
     """Codes of errors that say SCHEMA of a statement, and of a bound value its type."""
     target_seconds: ClassVar[float] = 0.05
     """How long a chunk may take where nobody says: people notice a tenth of a second."""
+    company_seconds: ClassVar[float] = 0.02
+    """The same while others are at work: who meets a chunk waits for half of it on average, and
+    has statements of a millisecond."""
     chunk_bytes: ClassVar[int] = 8 * 1024**2
     """What its rows may come to: half of what MariaDB takes in one statement
     (`max_allowed_packet`, 16 MiB), and of a segment of PostgreSQL's WAL."""

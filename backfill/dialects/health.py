@@ -1,9 +1,12 @@
-"""What signals of several databases need: disks, processors, and replicas of our own choice."""
+"""What signals of several databases need: disks, processors, company, and replicas of our own
+choice."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import time
+from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +15,7 @@ import sqlalchemy as sa
 from backfill.dialects.base import ErrorKind, Limits
 from backfill.errors import ConfigurationError
 from backfill.kinds import masked
-from backfill.readings import Budget, Reading, Unavailable, Unreadable, shown, worst
+from backfill.readings import Budget, Gradual, Reading, Unavailable, Unreadable, shown, worst
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +31,10 @@ SIGNAL_LIMITS = Limits(
 """A signal that takes longer than this is a burden itself."""
 SELDOM = 5.0
 """Seconds between readings of what changes slowly."""
+COMPANY_EVERY = 1.0
+_COMPANY_SECONDS = 5.0
+_APART = 0.9
+"""Of a time: a reading may be a little early."""
 _ACTIVE_PER_CORE = 4
 _ACTIVE = 25
 """Where nobody knows the processors: `--max-load` of pt-online-schema-change."""
@@ -45,6 +52,56 @@ def most_active(settings: Settings, *, is_here: bool) -> tuple[float, str]:
         return settings.max_active_sessions, ""
     cores = os.cpu_count() if is_here else None
     return (cores * _ACTIVE_PER_CORE, f" on {cores} processors") if cores else (_ACTIVE, "")
+
+
+class Company:
+    """Whether others are at work: seen in two seconds of the last five, and five seconds more.
+
+    So somebody who looks in now and then, as a monitor does, is none. In the first second, when
+    nobody can have been seen twice, once is enough.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._began: float | None = None
+        self._seen: deque[float] = deque()
+        self._until = 0.0
+
+    def note(self, *, is_seen: bool) -> bool:
+        """Take in whether others were at work in the last second; whether they are company."""
+        now = self._clock()
+        if self._began is None:
+            self._began = self._until = now
+        while self._seen and now - self._seen[0] > _APART * _COMPANY_SECONDS:
+            self._seen.popleft()
+        if is_seen and (not self._seen or now - self._seen[-1] > _APART * COMPANY_EVERY):
+            self._seen.append(now)
+        if len(self._seen) > 1:
+            self._until = self._seen[-1] + _COMPANY_SECONDS
+        is_beginning = now - self._began < _APART * COMPANY_EVERY
+        return now < self._until or (is_beginning and bool(self._seen))
+
+
+class OthersAtWork(Gradual):
+    """Sessions of others that do something, or did within the last second."""
+
+    name = "others at work"
+    every = COMPANY_EVERY
+
+    def __init__(
+        self, are_seen: Callable[[Reader], bool], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._are_seen = are_seen
+        self._company = Company(clock)
+
+    def read(self, reader: Reader) -> Reading:
+        has_company = self._company.note(is_seen=self._are_seen(reader))
+        return Reading(0.0, 1.0, 2.0, self.name, has_company=has_company)
+
+
+def gives_way_to_company(settings: Settings) -> bool:
+    """Whether pace or size would be others if somebody else was at work."""
+    return settings.nice is None or settings.target_seconds is None
 
 
 class FreeDisk(Budget):

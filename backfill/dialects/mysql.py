@@ -128,8 +128,16 @@ class MySQL(Dialect):
             connection.exec_driver_sql(f"SET {LABEL} = {literal(limits.label)}, {assignments}")
             number = connection.exec_driver_sql("SELECT CONNECTION_ID()").scalar_one()
             self._sessions.append(int(number))
+            self._mark(connection)
         sa.event.listen(connection, "before_cursor_execute", _labelled(limits.label), retval=True)
         return connection
+
+    def _mark(self, connection: sa.Connection) -> None:
+        """Let other runners see, wherever they are, that this session is one of ours."""
+        try:
+            connection.exec_driver_sql(_MARK)
+        except sa.exc.DBAPIError as error:  # some clusters refuse such locks
+            logger.debug("session not marked: %s", self.error_code(error))
 
     def _session(self, limits: Limits) -> dict[str, int | float | str]:
         return {
@@ -462,6 +470,7 @@ def _clock(value: timedelta) -> str:
     return f"{sign}{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}.{fraction:06}"
 
 
+_MARK = f"SELECT GET_LOCK({mysql_health.MARK.format('CONNECTION_ID()')}, 0)"
 _ENGINE = sa.text(
     "SELECT engine FROM information_schema.tables"
     " WHERE table_schema = COALESCE(:schema, DATABASE()) AND table_name = :table"

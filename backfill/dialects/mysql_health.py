@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import sqlalchemy as sa
 
-from backfill.dialects.health import SELDOM, FreeDisk, Replica, most_active, reachable
+from backfill.dialects.health import (
+    SELDOM,
+    FreeDisk,
+    OthersAtWork,
+    Replica,
+    gives_way_to_company,
+    most_active,
+    reachable,
+)
 from backfill.readings import Budget, Gradual, Reading, Unavailable, worst
 
 if TYPE_CHECKING:
@@ -27,10 +35,17 @@ if TYPE_CHECKING:
     """Gives the server's numbers of our own connections."""
 
 
+MARK = "CONCAT('backfill ', {})"
+"""SQL: the name of the lock by which each session of ours, whose number is put in, is known as
+such, to everybody and until it ends. Comments name statements only, and not who sleeps."""
+
+
 @dataclass(frozen=True, slots=True)
 class Words:
     """How one of the two servers is asked."""
 
+    others: sa.TextClause
+    """Whether sessions of others, as far as this user sees them, do something, or did lately."""
     blocked: sa.TextClause
     history: sa.TextClause
     redo: sa.TextClause
@@ -42,7 +57,13 @@ class Words:
 
 def signals(dialect: Dialect, words: Words, sessions: Sessions, settings: Settings) -> list[Signal]:
     """Return what is watched for a run."""
+
+    def are_seen(reader: Reader) -> bool:
+        with reader() as connection:
+            return bool(connection.execute(words.others).scalar_one())
+
     found: list[tuple[float, Signal]] = [
+        (gives_way_to_company(settings), OthersAtWork(are_seen)),
         (settings.max_blocked_seconds, Blocked(settings.max_blocked_seconds, words, sessions)),
         (settings.max_active_sessions != 0, ThreadsRunning(settings, sessions)),
         (settings.max_redo_fill, RedoFill(settings.max_redo_fill, words)),
@@ -221,7 +242,20 @@ _OURS_RUNNING = _with_ours(
     "SELECT COUNT(*) FROM information_schema.processlist WHERE id IN :ours AND command <> 'Sleep'"
 )
 
+
+def _others(lately: str) -> sa.TextClause:
+    """Threads of the server itself have users of these names."""
+    return sa.text(f"""
+SELECT EXISTS (
+  SELECT 1 FROM information_schema.processlist
+  WHERE id <> CONNECTION_ID() AND user NOT IN ('system user', 'event_scheduler')
+    AND command NOT IN ('Daemon', 'Binlog Dump', 'Binlog Dump GTID')
+    AND (command <> 'Sleep' OR {lately})
+    AND IS_USED_LOCK({MARK.format("id")}) IS NULL)""")
+
+
 MARIADB = Words(
+    others=_others("time_ms < 1000"),
     # When a wait began is known to the second only; that its statement began, to the millisecond.
     blocked=_with_ours("""
 SELECT COUNT(*) AS sessions, SUM(time_ms) / 1000 AS seconds
@@ -243,6 +277,7 @@ WHERE age.variable_name = 'INNODB_CHECKPOINT_AGE'
     replica_privilege="REPLICA MONITOR",
 )
 MYSQL = Words(
+    others=_others("time < 1"),
     blocked=_with_ours("""
 SELECT COUNT(*) AS sessions, SUM(timer_wait) / 1e12 AS seconds
 FROM performance_schema.events_statements_current WHERE thread_id IN (

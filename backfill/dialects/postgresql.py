@@ -26,6 +26,7 @@ from backfill.dialects.postgresql_bulk import (
     prepare_driver,
 )
 from backfill.dialects.postgresql_rights import PostgreSQLRights
+from backfill.dialects.postgresql_sessions import is_direct
 from backfill.dialects.postgresql_triggers import LABEL, PostgreSQLTriggers
 from backfill.dialects.postgresql_upkeep import PostgreSQLUpkeep
 
@@ -98,7 +99,10 @@ class _QuotedNumeric(sa.Numeric[Any]):
 
 
 class PostgreSQL(Dialect):
-    """Everything is set for one transaction, so that a pooler in transaction mode suits us."""
+    """Everything is set for one transaction, so that a pooler in transaction mode suits us.
+
+    But for the name of a session that is ours alone: by that others know it between transactions.
+    """
 
     update_gives_way: ClassVar[bool] = True
     mismatches: ClassVar[frozenset[str]] = frozenset({"42601", "42804", "42846", "42883"})
@@ -117,6 +121,7 @@ class PostgreSQL(Dialect):
                 "statement": _milliseconds(limits.statement_timeout),
                 "idle": _milliseconds(limits.idle_timeout),
                 "label": limits.label,
+                "pooled": not is_direct(connection),
             },
         )
 
@@ -376,15 +381,20 @@ def _nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
     return [plan] + [node for child in plan.get("Plans", ()) for node in _nodes(child)]
 
 
-def _set_local(name: str, parameter: str) -> sa.ColumnElement[Any]:
-    return sa.func.set_config(name, sa.bindparam(parameter, type_=sa.Text()), sa.true())
+_TRUE = sa.true()
+
+
+def _set_local(
+    name: str, parameter: str, is_local: sa.ColumnElement[bool] = _TRUE
+) -> sa.ColumnElement[Any]:
+    return sa.func.set_config(name, sa.bindparam(parameter, type_=sa.Text()), is_local)
 
 
 _SET_LOCAL = sa.select(
     _set_local("lock_timeout", "lock"),
     _set_local("statement_timeout", "statement"),
     _set_local("idle_in_transaction_session_timeout", "idle"),
-    _set_local("application_name", "label"),
+    _set_local("application_name", "label", sa.bindparam("pooled", type_=sa.Boolean())),
     _set_local(LABEL, "label"),  # the same in full length, for the triggers of `sync`
 )
 # The planner judges row values by their first column alone: where one value of it holds most of

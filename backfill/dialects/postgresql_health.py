@@ -11,8 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from backfill.dialects.health import SELDOM, FreeDisk, Replica, most_active, reachable
+from backfill.dialects.health import (
+    SELDOM,
+    FreeDisk,
+    OthersAtWork,
+    Replica,
+    gives_way_to_company,
+    most_active,
+    reachable,
+)
 from backfill.dialects.postgresql_rights import SEES_ALL, Monitored
+from backfill.dialects.postgresql_sessions import is_direct
 from backfill.dialects.postgresql_wal import (
     ArchiveQueue,
     NamedReplicas,
@@ -33,6 +42,7 @@ def signals(dialect: Dialect, table: str, settings: Settings) -> list[Signal]:
     named = [Replica(given, dialect) for given in settings.replicas]
     following = NamedReplicas(settings, named) if named else Standbys(settings)
     found: list[tuple[float, Signal]] = [
+        (gives_way_to_company(settings), OthersAtWork(others_are_at_work)),
         (settings.max_blocked_seconds, Blocked(settings.max_blocked_seconds)),
         (settings.max_active_sessions != 0, ActiveSessions(settings)),
         (settings.max_wal_rate, WalRate(settings.max_wal_rate)),
@@ -67,6 +77,17 @@ class Blocked(Gradual):
 
 
 # -- load --------------------------------------------------------------------------------
+
+
+def others_are_at_work(reader: Reader) -> bool:
+    """Whether sessions of others do something, or did within the last second.
+
+    Behind a pooler a session that does nothing may have been ours or theirs: there only those
+    count that do something at this moment, which ours do under their name.
+    """
+    with reader() as connection:
+        recent = is_direct(connection)
+        return bool(connection.execute(_OTHERS, {"recent": recent}).scalar_one())
 
 
 class ActiveSessions(Monitored, Gradual):
@@ -205,6 +226,19 @@ SELECT pg_backend_pid() AS pid,
 FROM pg_stat_activity
 WHERE datname IS NOT NULL AND pid <> pg_backend_pid()
   AND application_name NOT LIKE 'backfill: %'""")
+# Of other users' sessions everybody sees whether they have a snapshot, or have written.
+_OTHERS = sa.text("""
+SELECT EXISTS (
+  SELECT FROM pg_stat_activity
+  WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()
+    AND application_name NOT LIKE 'backfill: %'
+    AND coalesce(query, '') NOT LIKE 'VACUUM /* backfill: %'
+    AND CASE
+      WHEN state = 'active'
+        THEN coalesce(wait_event_type, '') NOT IN ('Client', 'Activity', 'Timeout')
+      WHEN state IS NULL THEN backend_xid IS NOT NULL OR backend_xmin IS NOT NULL
+      ELSE :recent AND state_change > clock_timestamp() - interval '1 second'
+    END)""").bindparams(sa.bindparam("recent", type_=sa.Boolean()))
 _OLDEST = sa.text(f"""
 WITH others AS (
   SELECT pid::text AS who, xact_start AS since, usename <> current_user AS is_foreign

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
+from threading import Event as Flag
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import sqlalchemy as sa
 from backfill import Backfill
 from backfill.budget import Budget
 from backfill.dialects import SIGNAL_LIMITS, Limits, dialect_for, postgresql_health
+from backfill.dialects.health import OthersAtWork
 from backfill.dialects.postgresql_wal import (
     ArchiveQueue,
     NamedReplicas,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
     from backfill.dialects import Dialect
     from backfill.readings import Reading, Signal
+    from backfill.reporters import Event
     from tests.databases import Database, Servers
 
 PATIENCE_SECONDS = 30.0
@@ -126,6 +129,7 @@ def test_limits_of_zero_switch_all_of_it_off(watch: Watch) -> None:
         *("active_sessions", "dead_rows", "snapshot_age", "history_length", "redo_fill"),
     ]
     off = dict.fromkeys([f"max_{name}" for name in names], 0) | {"min_free_disk": 0}
+    off |= {"nice": 0, "target_seconds": 0.05}  # or else it is asked who else is there
     assert watch.dialect.health(sa.Table("things", sa.MetaData()), resolve(("x", off))) == []
 
 
@@ -173,6 +177,80 @@ def test_probe_may_be_a_query(watch: Watch) -> None:
     watch.execute("DROP TABLE things")
     with pytest.raises(sa.exc.DBAPIError):
         probe.read(watch.reader)
+
+
+# -- others at work ------------------------------------------------------------------------------
+
+
+def are_seen(watch: Watch) -> bool:
+    signal = watch.signal("others at work")
+    assert isinstance(signal, OthersAtWork)
+    return signal._are_seen(watch.reader)
+
+
+@pytest.mark.requires("server")
+def test_others_are_seen_while_they_work_and_a_second_longer(watch: Watch) -> None:
+    until(lambda: not are_seen(watch))  # those who made the database
+    with watch.engine.connect() as other:
+        other.exec_driver_sql("SELECT 1")
+        other.rollback()
+        assert are_seen(watch)
+        until(lambda: not are_seen(watch))
+        other.exec_driver_sql("SELECT 1")
+        assert are_seen(watch)
+
+
+@pytest.mark.requires("server")
+def test_no_backfill_is_somebody_else(watch: Watch) -> None:
+    """Sessions as another machine would have them, which this process knows nothing of."""
+    elsewhere = dialect_for(sa.create_engine(watch.engine.url, poolclass=sa.NullPool))
+    with ExitStack() as stack:
+        sessions = [stack.enter_context(elsewhere.open(OURS)) for _ in range(3)]
+        for session in sessions:
+            for error in (None, ValueError):
+                with suppress(ValueError), elsewhere.transaction(session, OURS):
+                    session.exec_driver_sql("SELECT 1")
+                    if error:
+                        raise error
+        until(lambda: not are_seen(watch))
+        for session in sessions:  # one is at work, others rest since a moment ago
+            with elsewhere.transaction(session, OURS):
+                session.exec_driver_sql("SELECT 1")
+                assert not are_seen(watch)
+        assert not are_seen(watch)
+
+
+@pytest.mark.requires("server")
+def test_a_run_rests_in_company_and_says_so(watch: Watch) -> None:
+    table = watch.make_things(400)
+    stop = Flag()
+
+    def application() -> None:
+        with watch.engine.connect() as connection:
+            while not stop.wait(0.1):
+                connection.exec_driver_sql("SELECT 1")
+                connection.rollback()
+
+    class Stopping(support.Recorder):
+        def __call__(self, event: Event) -> None:
+            super().__call__(event)
+            if event.what == "throttled":
+                budget.ask_to_stop("seen enough")
+
+    budget, recorder = Budget(seconds=PATIENCE_SECONDS), Stopping()
+    target = support.bound(watch.engine, CountUp, watch.dialect)
+    how = resolve(("the test", {"chunk_size": 1, "rows_per_second": 100}))
+    working = Thread(target=application)
+    working.start()
+    try:
+        Runner(target, Store(watch.dialect), how, budget, recorder).run()
+    finally:
+        stop.set()
+        working.join()
+    (text,) = [event.text for event in recorder.events if event.what == "throttled"]
+    assert text == "others are at work: rests 1 second a second"
+    assert support.status(watch.engine, CountUp)["throttled"] in (text, None)
+    assert 0 < sum(support.read(watch.engine, table, "n")) < 400
 
 
 # -- blocked by us -----------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from backfill.dialects import postgresql_wal
-from backfill.dialects.health import FreeDisk, Replica, most_active
+from backfill.dialects.health import Company, FreeDisk, Replica, most_active
 from backfill.dialects.postgresql_wal import ArchiveQueue, WalClock
 from backfill.errors import ConfigurationError
 from backfill.settings import resolve
@@ -62,6 +62,42 @@ def test_another_server_begins_anew() -> None:
     made = clock((0.0, 1_000.0), (1.0, 50.0))
     assert made.span == 0.0
     assert made.age(50) == 0.0
+
+
+# -- company -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seen", "company"),
+    [
+        ("0000000", "0000000"),
+        ("1000000000", "1000000000"),  # from before we began: for the first second only
+        ("0010000000", "0000000000"),  # somebody who looks in
+        ("0010000100000", "0000000000000"),
+        ("0011000000000", "0001111100000"),
+        ("0010001000000", "0000001111100"),
+        ("1111111111", "1111111111"),
+    ],
+)
+def test_company_is_who_was_seen_in_two_of_five_seconds(seen: str, company: str) -> None:
+    now = 100.0
+    company_of = Company(lambda: now)
+    found = ""
+    for one in seen:
+        found += "01"[company_of.note(is_seen=one == "1")]
+        now += 1.0
+    assert found == company
+
+
+def test_one_look_more_often_than_each_second_is_not_two_seconds() -> None:
+    now = 100.0
+    company = Company(lambda: now)
+    assert not company.note(is_seen=False)
+    found = []
+    for quarter in range(5):
+        now = 103.0 + quarter / 4
+        found.append(company.note(is_seen=True))
+    assert found == [False] * 4 + [True]
 
 
 # -- names and numbers -------------------------------------------------------------------------

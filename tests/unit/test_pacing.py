@@ -130,6 +130,47 @@ def test_a_chunk_is_no_more_than_a_second_of_the_cap(cap: float, sharing: int, s
     assert simulated.after(0).size(5_000) == size
 
 
+@pytest.mark.parametrize(
+    ("told", "rest"),
+    [({}, 0.05), ({"nice": 0}, 0.0), ({"nice": 3}, 0.15), ({"chunk_size": 7}, 0.05)],
+)
+def test_rests_for_others_at_work_unless_told_how_much(told: dict[str, float], rest: float) -> None:
+    simulated = Simulated(told)
+    assert not simulated.pace.has_company
+    simulated.found = Verdict(has_company=True)
+    assert simulated.rest(0.05) == pytest.approx(rest)
+    assert simulated.pace.has_company
+    simulated.found = Verdict()
+    assert simulated.rest(0.05) == pytest.approx(rest if "nice" in told else 0.0)
+
+
+def test_company_is_told_when_it_lasts_and_taken_back_when_it_is_gone_for_long() -> None:
+    simulated = Simulated(found=Verdict(has_company=True))
+    for _ in range(30):
+        simulated.pace.tell(simulated.pace.delay(None).reason)
+        simulated.now += 0.1
+    assert [text for _, text in simulated.notes] == ["others are at work: rests 1 second a second"]
+    for second in range(240):
+        simulated.found = Verdict(has_company=second // 10 % 2 > 0)
+        simulated.pace.tell(simulated.pace.delay(None).reason)
+        simulated.now += 1
+    assert len(simulated.notes) == 1
+    simulated.found = Verdict()
+    for _ in range(8):
+        simulated.pace.tell(simulated.pace.delay(None).reason)
+        simulated.now += 10
+    assert [text for _, text in simulated.notes][1:] == ["goes on at its full pace"]
+
+
+def test_a_load_is_told_beside_company_and_not_the_other_way_round() -> None:
+    simulated = Simulated()
+    company = "others are at work: rests 1 second a second"
+    slowed = "slowed to 80%: sessions 3.1 (stops at 4)"
+    for reason in (company, slowed, company, slowed, ""):
+        simulated.pace.tell(reason)
+    assert [text for _, text in simulated.notes] == [company, slowed]
+
+
 # -- waiting ---------------------------------------------------------------------------------
 
 

@@ -112,6 +112,14 @@ def test_what_steers_gives_its_load_and_its_reason() -> None:
     assert told(Load(), None) == FREE
 
 
+def test_company_is_whoever_says_so_and_when_nobody_knows() -> None:
+    there = Reading(0.0, 1.0, 2.0, "others at work", has_company=True)
+    assert told(Load(), there) == Verdict(has_company=True)
+    assert told(Load(), there, load(0)) == FREE
+    throttle = Throttle([Load()], clock=Clock())
+    assert throttle.verdict().has_company
+
+
 def test_a_stop_level_stops_at_once_and_clears_at_once() -> None:
     calm = [load(0)] * 5
     stopped = told(Load(), *calm, load(10))
@@ -183,7 +191,7 @@ def test_a_budget_that_was_never_read_stops() -> None:
 
 
 def test_steering_that_was_never_read_holds() -> None:
-    assert told(Load()) == Verdict(reason="load is not known yet", may_grow=False)
+    assert told(Load()) == Verdict(reason="load is not known yet", may_grow=False, has_company=True)
 
 
 @pytest.mark.parametrize(("signal", "stops"), [(Lag(), True), (Load(), False)])
@@ -196,7 +204,8 @@ def test_an_old_reading_counts_until_it_is_stale(signal: Load | Lag, stops: bool
     assert throttle.verdict().may_grow
     clock.now += 1
     reason = f"{signal.name} is not known for 16 s: the connection was lost (57P01)"
-    assert throttle.verdict() == Verdict(0.0, stops=stops, reason=reason, may_grow=False)
+    in_doubt = Verdict(0.0, stops, reason, may_grow=False, has_company=True)
+    assert throttle.verdict() == in_doubt
     throttle.feed(signal, lag(1))
     assert throttle.verdict().may_grow
 
