@@ -21,7 +21,7 @@ from backfill import settings
 from backfill.errors import LeaseLost
 from backfill.reporters import Event
 from backfill.runs import Status
-from backfill.steering import TICK_SECONDS, Steering
+from backfill.steering import AGAIN, COOLDOWN, TICK_SECONDS, Steering
 from backfill.throttles import Throttle
 from backfill.windows import Window
 
@@ -51,6 +51,7 @@ _NICE_IN_COMPANY = 1.0
 _COMPANY_SECONDS = 1.5
 """Company is worth a word when it lasts for longer than the signal takes to be sure of it."""
 _IN_COMPANY = "others are at work: rests 1 second a second"
+_BEGINS_LOW = "begins low, since replicas are followed"
 _FIGURES = re.compile(r"\d[\d.,:]*")
 
 
@@ -245,6 +246,9 @@ class Pace:
 
     def _steer(self, verdict: Verdict) -> None:
         """Take a step a tick. What stops us before we have begun says nothing of our share."""
+        if not self._has_begun and not verdict.stops and verdict.begins_low:
+            self._steering = Steering(min(AGAIN, self._steering.share), COOLDOWN)
+            self._load = self._load or _BEGINS_LOW
         self._has_begun = self._has_begun or not verdict.stops
         if not self._has_begun or self._clock() < self._tick_at:
             return

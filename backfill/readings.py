@@ -43,6 +43,8 @@ class Reading:
     """It steers at its stop level, too, and never stops."""
     has_company: bool = False
     """Others are at work, whatever the value: leave room for them."""
+    begins_low: bool = False
+    """What comes of our work is seen late: begin with little of it."""
 
     @classmethod
     def of(

@@ -35,6 +35,7 @@ _LOOK_EVERY = 8
 _LOOKS = 9
 """Beside an overhead one chunk of so many is `_SPREAD` times smaller, to see what it takes; that
 of so many is remembered."""
+_LONG_AGO = 50
 _SMOOTHING = 0.2
 _GENTLY = 0.85
 """What is left of a size, at least, after one chunk beside an overhead, which is known roughly."""
@@ -224,10 +225,8 @@ class Sizer:
         if now.rows * _SPREAD <= before.rows and len(least) == _LOOKS:
             if now.seconds > _HARDLY * before.seconds:
                 self._set_overhead(_overhead(now, before))
-                self._settled = before.rows
-                self._recent.clear()
             self._shrinking.clear()
-        elif now.seconds <= self.target_seconds and now.rows == seen.rows:
+        elif now.seconds <= self.target_seconds or len(self._shrinking) > _LONG_AGO:
             self._shrinking.clear()
 
     def _look(self, seen: _Seen) -> None:
@@ -243,8 +242,6 @@ class Sizer:
     def _wanted(self) -> int:
         percentile = _PERCENTILE_BESIDE if self._overhead else _PERCENTILE
         costs = sorted((one.seconds - self._overhead) / one.rows for one in self._recent)
-        if not costs:
-            return self._settled
         cost = max(costs[int(percentile * (len(costs) - 1))], 1e-9)
         return int(min((self._aim - self._overhead) / cost, 1e9))
 

@@ -37,6 +37,8 @@ class Verdict:
     """False: hold. A signal that steers is stale, or a budget is near its limit."""
     has_company: bool = False
     """Others are at work, or nobody knows: a signal is stale."""
+    begins_low: bool = False
+    """Work should begin low, and grow from there."""
 
 
 FREE = Verdict()
@@ -101,6 +103,7 @@ class Throttle:
             reason=worst.reason,
             may_grow=all(one.may_grow for one in found),
             has_company=any(one.has_company for one in found),
+            begins_low=any(one.begins_low for one in found),
         )
 
     def feed(self, signal: Signal, reading: Reading | None) -> None:
@@ -150,6 +153,7 @@ class _Gauge:
             reason=self.reading.text if is_worth_telling else "",
             may_grow=not holds,
             has_company=self.reading.has_company,
+            begins_low=self.reading.begins_low,
         )
 
     def _stale(self, now: float) -> Verdict:

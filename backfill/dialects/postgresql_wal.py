@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 import time
-from collections import deque
+from collections import defaultdict, deque
+from dataclasses import replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import sqlalchemy as sa
 
@@ -26,7 +27,11 @@ if TYPE_CHECKING:
 
 _SLOT_SHARE = 0.8
 """Of `max_slot_wal_keep_size`, beyond which the server gives a slot up."""
-_REMEMBERED = 600
+_REMEMBERED = 2400
+"""Readings: ten minutes."""
+_REPLAY_SECONDS = 5.0
+_KNOWN_SECONDS = 1.0
+"""So long a replica must have been behind before its speed is known."""
 _SEGMENT = re.compile(r"[0-9A-F]{24}$")
 
 
@@ -89,16 +94,60 @@ class WalClock:
         return self._points[-1][0] - self._points[0][0]
 
 
+class Replay:
+    """How fast one replica replays, by the last seconds in which it had something to replay."""
+
+    def __init__(self) -> None:
+        self._steps: deque[tuple[float, float, float]] = deque()
+        """Of each reading that found it behind before: the moment, the seconds and the bytes."""
+        self._last: tuple[float, float, float] | None = None
+
+    def note(self, now: float, written: float, replayed: float) -> None:
+        """Note how much was written, and replayed, until now."""
+        last, self._last = self._last, (now, written, replayed)
+        if last is not None and replayed < last[2]:
+            self._steps.clear()  # another server
+        elif last is not None and last[2] < last[1]:
+            self._steps.append((now, now - last[0], replayed - last[2]))
+        while self._steps and now - self._steps[0][0] >= _REPLAY_SECONDS:
+            self._steps.popleft()
+        self._more = max(0.0, written - last[1]) if last is not None else 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Return how long it will take to replay what is written when it is read next; 0 while
+        its speed is not known."""
+        if self._last is None:
+            return 0.0
+        _, written, replayed = self._last
+        seconds = sum(step[1] for step in self._steps)
+        if seconds < _KNOWN_SECONDS or written <= replayed:
+            return 0.0
+        rate = sum(step[2] for step in self._steps) / seconds
+        return (written + self._more - replayed) / max(rate, 1.0)
+
+
 class _Following(Budget):
-    """How far those are behind who replay our WAL, by time and by bytes."""
+    """How far those are behind who replay our WAL, by time and by bytes.
+
+    What a replica has yet to replay is its lag to come: known only when it has come, the limit
+    would be passed by all that was written meanwhile. While there is anybody to follow it is read
+    often, and work begins low until their speed is known.
+    """
 
     name = "replica lag"
+    _OFTEN: ClassVar[float] = 0.25
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self._seconds = settings.max_replica_lag
         self._bytes = settings.max_retained_wal
         self._clock = clock
         self._wal = WalClock()
+        self._replays: defaultdict[str, Replay] = defaultdict(Replay)
+
+    @property
+    def every(self) -> float:  # type: ignore[override]
+        return self._OFTEN if self._replays else 1.0
 
     def _note(self, written: float) -> None:
         self._wal.note(self._clock(), written)
@@ -110,8 +159,12 @@ class _Following(Budget):
         age = self._wal.age(replayed)
         if age is None:
             age = max(float(row.lag or 0), self._wal.span)
+        replay = self._replays[who]
+        replay.note(self._clock(), self._written, replayed)
         if self._seconds:
-            yield Reading.of(f"lag of replica {who}", age, "s", stop=self._seconds)
+            lag = max(age, replay.seconds)
+            reading = Reading.of(f"lag of replica {who}", lag, "s", stop=self._seconds)
+            yield replace(reading, begins_low=True)
         if self._bytes:
             behind = max(0.0, self._written - replayed)
             yield Reading.of(f"WAL not replayed by {who}", behind, "B", stop=self._bytes)

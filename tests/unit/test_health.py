@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from backfill.dialects import postgresql_wal
 from backfill.dialects.health import Company, FreeDisk, Replica, most_active
-from backfill.dialects.postgresql_wal import ArchiveQueue, WalClock
+from backfill.dialects.postgresql_wal import ArchiveQueue, Replay, WalClock
 from backfill.errors import ConfigurationError
 from backfill.settings import resolve
 
@@ -62,6 +62,37 @@ def test_another_server_begins_anew() -> None:
     made = clock((0.0, 1_000.0), (1.0, 50.0))
     assert made.span == 0.0
     assert made.age(50) == 0.0
+
+
+# -- the lag to come ---------------------------------------------------------------------------
+
+
+def test_what_is_not_replayed_is_the_lag_to_come() -> None:
+    replay = Replay()
+    for quarter in range(13):  # 40 MB/s are written, 10 MB/s replayed
+        assert replay.seconds == 0 or quarter > 4
+        now = quarter / 4
+        replay.note(now, 40 * now, 10 * now)
+    assert replay.seconds == pytest.approx(3 * 30 / 10 + 1)  # and 10 MB until it is read next
+
+
+def test_an_idle_replica_is_not_slow() -> None:
+    """What it could not replay, since nothing was written, says nothing of its speed."""
+    replay = Replay()
+    for second in range(60):
+        replay.note(float(second), 1_000.0, 1_000.0)
+    replay.note(60.0, 1e6, 1_000.0)
+    assert replay.seconds == 0
+    for quarter in range(8):
+        replay.note(60.25 + quarter / 4, 1e6 + quarter * 1e5, 1e6 + quarter * 1e5 - 1e4)
+    assert replay.seconds < 1
+
+
+def test_a_replica_that_stands_still_has_no_speed_and_is_for_ever_behind() -> None:
+    replay = Replay()
+    for second in range(4):
+        replay.note(float(second), 1e6, 500.0)
+    assert replay.seconds > 1e5
 
 
 # -- company -----------------------------------------------------------------------------------

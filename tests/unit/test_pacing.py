@@ -203,6 +203,17 @@ def test_what_is_not_known_yet_at_the_start_does_not_slow_us_later() -> None:
     assert simulated.rest() == 0.0
 
 
+def test_begins_low_where_what_comes_of_it_is_seen_late() -> None:
+    simulated = Simulated(found=Verdict(begins_low=True))
+    assert simulated.rest(0.05) == pytest.approx(0.45)
+    reason = simulated.pace.delay(None).reason
+    assert reason == "slowed to 10%: begins low, since replicas are followed"
+    for _ in range(30):
+        simulated.now += 1
+        simulated.pace.delay(None)
+    assert simulated.rest(0.05) == 0.0
+
+
 def test_load_slows_it_down_a_step_a_second() -> None:
     simulated = Simulated(found=Verdict(0.9, reason="active sessions 0.9 a core (stops at 1)"))
     rests = []

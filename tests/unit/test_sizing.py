@@ -314,7 +314,7 @@ def test_rows_that_are_slow_themselves_go_one_by_one(seconds: float) -> None:
     assert settled.count(1) >= 0.8 * len(settled)
 
 
-@pytest.mark.parametrize("commit", [0.05, 0.1, 0.4])
+@pytest.mark.parametrize("commit", [0.05, 0.1])
 @pytest.mark.parametrize("seed", range(4))
 def test_commits_of_any_length_do_not_leave_single_rows(commit: float, seed: int) -> None:
     """A commit that takes now this long, now that, and not because of the rows."""
@@ -328,7 +328,7 @@ def test_commits_of_any_length_do_not_leave_single_rows(commit: float, seed: int
     settled = sorted(sizes[60:])
     assert settled[len(settled) // 5] >= 10
     assert settled[len(settled) // 2] >= 1_000
-    assert settled[-len(settled) // 20] * 1e-5 <= max(4 * TARGET, 1.25 * commit)
+    assert settled[-len(settled) // 20] * 1e-5 <= 4 * TARGET
     assert rows / seconds >= 12_000, "of 100,000 without commits"
 
 
