@@ -218,6 +218,11 @@ class Pace:
         """Whether others are at work, as far as anybody knows."""
         return self._company_since is not None
 
+    @property
+    def sharing(self) -> int:
+        """How many workers share the run, on any machine."""
+        return self._sharing
+
     def size(self, rows: int) -> int:
         """Return how many of these rows the next chunk may have."""
         rate = self._rate()

@@ -6,6 +6,7 @@ computes or looks around happens between two transactions.
 
 from __future__ import annotations
 
+import logging
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -15,10 +16,11 @@ from backfill import owners, retries
 from backfill.aftercare import Vacuuming
 from backfill.budget import Stopped
 from backfill.chunks import Chunk, Walk
-from backfill.dialects import Overtaken
+from backfill.dialects import ErrorKind, Overtaken
 from backfill.errors import LeaseLost, RowsKeptChanging, RunFailed
 from backfill.failures import describe
 from backfill.holding import Holding
+from backfill.loggate import LogGate
 from backfill.pacing import Done, Rate
 from backfill.reporters import Event
 from backfill.runs import Checkpoint, Failure, Run, Status
@@ -35,13 +37,15 @@ if TYPE_CHECKING:
     import tenacity
 
     from backfill.budget import Budget
-    from backfill.dialects import Limits
-    from backfill.pacing import Pace
+    from backfill.dialects import Limits, LogFill
+    from backfill.pacing import Delay, Pace
     from backfill.retries import Policy
     from backfill.runs import KeyRange, Lease
     from backfill.settings import Settings
     from backfill.store import Store
     from backfill.targets import Target
+
+logger = logging.getLogger(__name__)
 
 _ROUNDS = 5
 """How often a chunk is computed again because the application keeps changing its rows."""
@@ -91,6 +95,7 @@ class Worker:
         self.writer = writer_for(target, self.walk)
         self.session = Session(target, limits, budget.turn, pace)
         self.hold = Holding(store, run, pace.settings, self.dialect, clock)
+        self.gate = LogGate(self._log_fill, clock)
         self.vacuuming = Vacuuming(target, store, run, limits, report)
         self._row_bytes: int | None = None
         self._sized_by: Settings | None = None
@@ -190,11 +195,29 @@ class Worker:
         self.hold.make_sure()
         self.pace.look()
         delay = self.pace.delay(self._done)
+        if not delay.seconds and self.dialect.log_fills:
+            delay = self._room_in_log(delay)
         self.hold.explain(delay.reason)
         self.pace.tell(delay.reason)
         if delay.waits:
             self.session.close()  # a firewall may cut what is idle for hours
         return delay.seconds
+
+    def _room_in_log(self, delay: Delay) -> Delay:
+        if not self.pace.has_company:
+            self.gate.open()
+            return delay
+        return replace(delay, seconds=self.gate.seconds(self.pace.sharing))
+
+    def _log_fill(self) -> LogFill | None:
+        try:
+            with self.session.transaction(write=False) as connection:
+                return self.dialect.log_fill(connection)
+        except Exception as error:
+            if self.dialect.error_kind(error) is not ErrorKind.RIGHTS:
+                raise
+            logger.debug("redo log not watched: %s", describe(error, self.dialect))
+            return None
 
     def _stand_by(self) -> None:
         """Write nothing while a window is closed or a signal stops us, however far a chunk is: it
@@ -252,7 +275,8 @@ class Worker:
         if self._sized_by is not self.settings:  # somebody has changed them
             self.sizer = self._sizer(self.sizer.size)
         self.sizer.aim(self.target_seconds)
-        return self.pace.size(self.sizer.size)
+        rows = self.pace.size(self.sizer.size)
+        return rows if self.gate.most_rows is None else min(rows, self.gate.most_rows)
 
     # -- chunks --------------------------------------------------------------------------
 
@@ -350,6 +374,7 @@ class Worker:
         seconds = self.clock() - started
         self.hold.moved(lease)
         self._scanned += chunk.scanned
+        self.gate.count(written.changed)
         self.budget.count_failures(len(written.failures))
         self.walk.learn(chunk, written.changed)
         self.trail.note(lease.range_id, chunk)

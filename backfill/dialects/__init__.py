@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import NullPool, create_engine, event
 
-from backfill.dialects.base import BINARY_TYPES, Dialect, ErrorKind, Explanation, Limits
+from backfill.dialects.base import (
+    BINARY_TYPES,
+    Dialect,
+    ErrorKind,
+    Explanation,
+    Limits,
+    LogFill,
+)
 from backfill.dialects.bulk import Overtaken
 from backfill.dialects.health import SIGNAL_LIMITS
 from backfill.dialects.loops import outside_of_loops
@@ -25,6 +32,7 @@ __all__ = [
     "ErrorKind",
     "Explanation",
     "Limits",
+    "LogFill",
     "Overtaken",
     "dialect_for",
     "free_of_event_loops",

@@ -99,6 +99,18 @@ class Explanation:
     is_index_range: bool
 
 
+@dataclass(frozen=True, slots=True)
+class LogFill:
+    """The redo log, in bytes."""
+
+    age: float
+    """In use: pages that are not flushed depend on it."""
+    most: float
+    """Where everybody who writes waits."""
+    written: float
+    """All that was ever written to it."""
+
+
 class Dialect:
     """The portable base: correct everywhere, fast nowhere in particular."""
 
@@ -121,6 +133,8 @@ class Dialect:
     (`max_allowed_packet`, 16 MiB), and of a segment of PostgreSQL's WAL."""
     first_rows: ClassVar[int] = 500
     """Rows of the first chunk, of which nobody knows how long it will take."""
+    log_fills: ClassVar[bool] = False
+    """A full redo log makes everybody who writes wait."""
     row_locks: ClassVar[bool] = True
     """SELECT … FOR UPDATE exists."""
     isolation_level: ClassVar[str] = "READ COMMITTED"
@@ -369,6 +383,10 @@ class Dialect:
 
     def foreign_writes(self, connection: sa.Connection, schema: str | None = None) -> object:
         """Return a mark that changes when another connection writes; always the same: unknown."""
+        return None
+
+    def log_fill(self, connection: sa.Connection) -> LogFill | None:
+        """Return how full the redo log is, where a full one makes everybody wait; else None."""
         return None
 
     def health(self, table: sa.Table, settings: Settings) -> list[Signal]:

@@ -29,6 +29,8 @@ SIGNAL_LIMITS = Limits(
     lock_timeout=0.5, statement_timeout=2, idle_timeout=5, label="backfill: signals"
 )
 """A signal that takes longer than this is a burden itself."""
+OFTEN = 0.25
+"""Seconds between readings of what grows while nobody looks."""
 SELDOM = 5.0
 """Seconds between readings of what changes slowly."""
 COMPANY_EVERY = 1.0

@@ -16,7 +16,15 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 
 from backfill.dialects import mysql_health
-from backfill.dialects.base import BINARY_TYPES, Dialect, ErrorKind, Explain, Explanation, Limits
+from backfill.dialects.base import (
+    BINARY_TYPES,
+    Dialect,
+    ErrorKind,
+    Explain,
+    Explanation,
+    Limits,
+    LogFill,
+)
 from backfill.dialects.bulk import BulkUpdate, ExecutemanyUpdate
 from backfill.dialects.mysql_rights import MySQLRights
 from backfill.dialects.mysql_triggers import LABEL, MariaDBTriggers
@@ -112,6 +120,7 @@ class MySQL(Dialect):
     """MySQL waits a whole second for a row lock at least, so rows are locked first."""
 
     assigns_in_order: ClassVar[bool] = True
+    log_fills: ClassVar[bool] = True
     mismatches: ClassVar[frozenset[str]] = frozenset({"2000", "4078"})
 
     def __init__(self, engine: sa.Engine) -> None:
@@ -221,6 +230,9 @@ class MySQL(Dialect):
     def health(self, table: sa.Table, settings: Settings) -> list[Signal]:
         words, ours = self._health_words(), self._sessions.copy
         return mysql_health.signals(self, words, ours, settings)
+
+    def log_fill(self, connection: sa.Connection) -> LogFill | None:
+        return mysql_health.log_fill(connection, self._health_words())
 
     def _health_words(self) -> Words:
         return mysql_health.MYSQL

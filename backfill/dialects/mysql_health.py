@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import sqlalchemy as sa
 
+from backfill.dialects.base import LogFill
 from backfill.dialects.health import (
+    OFTEN,
     SELDOM,
     FreeDisk,
     OthersAtWork,
@@ -49,7 +51,9 @@ class Words:
     blocked: sa.TextClause
     history: sa.TextClause
     redo: sa.TextClause
-    """Gives how full the redo log is, from 0 to 1; no row, or NULL: it cannot be told."""
+    """Gives the three status variables on the redo log, as far as there are any, each with its
+    name: in all written, flushed up to, and the most between these two."""
+    redo_names: tuple[str, str, str]
     replica_since: tuple[int, ...]
     """The version that knows SHOW REPLICA STATUS."""
     replica_privilege: str
@@ -152,19 +156,31 @@ class RedoFill(_Privileged, Gradual):
 
     def __init__(self, limit: float, words: Words) -> None:
         self._limit = limit
-        self._statement = words.redo
+        self._words = words
 
     def read(self, reader: Reader) -> Reading:
-        fill = _only(reader, self._statement)
+        with reader() as connection:
+            found = log_fill(connection, self._words)
+        if found is None:
+            raise Unavailable
+        fill = found.age / found.most
         warn = self._limit * self._GENTLE
         name = f"{self.name} is filled to"
         return Reading.of(name, fill, "%", warn=warn, stop=self._limit, is_soft=True)
+
+
+def log_fill(connection: sa.Connection, words: Words) -> LogFill | None:
+    """Return how full the redo log is; None where it cannot be told."""
+    found = {name.lower(): float(value) for name, value in connection.execute(words.redo)}
+    written, flushed, most = (found.get(name, 0.0) for name in words.redo_names)
+    return LogFill(written - flushed, most, written) if written and flushed and most else None
 
 
 class ReplicaLag(_Privileged, Budget):
     """The replicas that the settings name, by what they say themselves."""
 
     name = "replica lag"
+    every = OFTEN
 
     def __init__(self, settings: Settings, words: Words, replicas: Sequence[Replica]) -> None:
         self._limit = settings.max_replica_lag
@@ -254,6 +270,26 @@ SELECT EXISTS (
     AND IS_USED_LOCK({MARK.format("id")}) IS NULL)""")
 
 
+_MARIADB_REDO = (
+    "innodb_lsn_current",
+    "innodb_lsn_last_checkpoint",
+    "innodb_checkpoint_max_age",
+)
+_MYSQL_REDO = (
+    "innodb_redo_log_current_lsn",
+    "innodb_redo_log_checkpoint_lsn",
+    "innodb_redo_log_capacity_resized",
+)
+
+
+def _redo(schema: str, names: tuple[str, str, str]) -> sa.TextClause:
+    wanted = ", ".join(f"'{name}'" for name in names)
+    return sa.text(
+        f"SELECT variable_name, variable_value FROM {schema}.global_status"
+        f" WHERE variable_name IN ({wanted})"
+    )
+
+
 MARIADB = Words(
     others=_others("time_ms < 1000"),
     # When a wait began is known to the second only; that its statement began, to the millisecond.
@@ -268,11 +304,8 @@ FROM information_schema.processlist WHERE id IN (
     history=sa.text("""
 SELECT variable_value FROM information_schema.global_status
 WHERE variable_name = 'INNODB_HISTORY_LIST_LENGTH'"""),
-    redo=sa.text("""
-SELECT age.variable_value / NULLIF(most.variable_value, 0)
-FROM information_schema.global_status AS age, information_schema.global_status AS most
-WHERE age.variable_name = 'INNODB_CHECKPOINT_AGE'
-  AND most.variable_name = 'INNODB_CHECKPOINT_MAX_AGE'"""),
+    redo=_redo("information_schema", _MARIADB_REDO),
+    redo_names=_MARIADB_REDO,
     replica_since=(10, 5, 1),
     replica_privilege="REPLICA MONITOR",
 )
@@ -288,13 +321,8 @@ FROM performance_schema.events_statements_current WHERE thread_id IN (
   WHERE ours.processlist_id IN :ours AND theirs.processlist_id NOT IN :ours)"""),
     history=sa.text("""
 SELECT count FROM information_schema.innodb_metrics WHERE name = 'trx_rseg_history_len'"""),
-    redo=sa.text("""
-SELECT (newest.variable_value - flushed.variable_value) / NULLIF(size.variable_value, 0)
-FROM performance_schema.global_status AS newest, performance_schema.global_status AS flushed,
-  performance_schema.global_status AS size
-WHERE newest.variable_name = 'Innodb_redo_log_current_lsn'
-  AND flushed.variable_name = 'Innodb_redo_log_checkpoint_lsn'
-  AND size.variable_name = 'Innodb_redo_log_capacity_resized'"""),
+    redo=_redo("performance_schema", _MYSQL_REDO),
+    redo_names=_MYSQL_REDO,
     replica_since=(8, 0, 22),
     replica_privilege="REPLICATION CLIENT",
 )

@@ -10,11 +10,11 @@ import time
 from collections import defaultdict, deque
 from dataclasses import replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from backfill.dialects.health import SELDOM
+from backfill.dialects.health import OFTEN, SELDOM
 from backfill.dialects.postgresql_rights import SEES_ALL, Monitored
 from backfill.readings import Budget, Gradual, Reading, Unavailable, Unreadable, worst
 
@@ -136,7 +136,6 @@ class _Following(Budget):
     """
 
     name = "replica lag"
-    _OFTEN: ClassVar[float] = 0.25
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self._seconds = settings.max_replica_lag
@@ -147,7 +146,7 @@ class _Following(Budget):
 
     @property
     def every(self) -> float:  # type: ignore[override]
-        return self._OFTEN if self._replays else 1.0
+        return OFTEN if self._replays else 1.0
 
     def _note(self, written: float) -> None:
         self._wal.note(self._clock(), written)

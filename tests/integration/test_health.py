@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from backfill import Backfill
 from backfill.budget import Budget
-from backfill.dialects import SIGNAL_LIMITS, Limits, dialect_for, postgresql_health
+from backfill.dialects import SIGNAL_LIMITS, Limits, LogFill, dialect_for, postgresql_health
 from backfill.dialects.health import OthersAtWork
 from backfill.dialects.postgresql_wal import (
     ArchiveQueue,
@@ -21,6 +21,7 @@ from backfill.dialects.postgresql_wal import (
     Standbys,
     WalRate,
 )
+from backfill.pacing import Pace
 from backfill.probing import probe_of
 from backfill.readings import Unavailable, Unreadable
 from backfill.runner import Runner
@@ -50,6 +51,15 @@ class CountUp(Backfill):
     table = "things"
     revision = "a1"
     values = {"n": "n + 1"}  # noqa: RUF012
+
+
+class Again(Backfill):
+    """Give every row a number, as often as it is run."""
+
+    table = "things"
+    revision = "a1"
+    where = "n >= 0"
+    values = {"n": "n - id - 1"}  # noqa: RUF012
 
 
 class Watch:
@@ -412,6 +422,39 @@ def test_history_grows_behind_an_old_snapshot(watch: Watch) -> None:
         old.exec_driver_sql("START TRANSACTION WITH CONSISTENT SNAPSHOT")
         watch.execute(*[f"UPDATE things SET n = {number}" for number in range(1, 250)])
         until(lambda: length() >= 200)
+
+
+@pytest.mark.requires("history_list")
+def test_redo_log_fills_with_what_is_written(watch: Watch) -> None:
+    def fill() -> LogFill:
+        with watch.reader() as connection:
+            found = watch.dialect.log_fill(connection)
+        assert found is not None
+        return found
+
+    watch.make_things(100)
+    before = fill()
+    watch.execute("UPDATE things SET n = 7")
+    after = fill()
+    assert 0 < after.written - before.written < 1e6
+    assert 0 <= after.age < after.most
+
+
+@pytest.mark.requires("history_list")
+def test_chunks_are_small_where_the_log_is_nearly_full_and_others_are_at_work(
+    watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many rows as fit, by what a row is thought to take at first: 1,000 bytes."""
+    nearly_full = LogFill(age=0.72e6, most=1e6, written=1e9)
+    monkeypatch.setattr(type(watch.dialect), "log_fill", lambda self, connection: nearly_full)
+    watch.make_things(2_000)
+    first = {}
+    for has_company in (False, True):
+        monkeypatch.setattr(Pace, "has_company", has_company)
+        watch.execute("UPDATE things SET n = 0")
+        ran = support.complete(watch.engine, Again, nice=0, target_seconds=1)
+        first[has_company] = ran.numbers("chunk", "changed")[0]
+    assert first == {False: 500, True: 250}
 
 
 @pytest.mark.requires("history_list")

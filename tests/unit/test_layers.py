@@ -34,7 +34,17 @@ LAYERS = [
     {"planner", "overview", "scaffold"},
     {"aftercare", "sync"},
     {
-        *("proof", "project", "discovery", "ranges", "sizing", "retries", "reporters", "writers"),
+        *(
+            "proof",
+            "project",
+            "discovery",
+            "ranges",
+            "sizing",
+            "loggate",
+            "retries",
+            "reporters",
+            "writers",
+        ),
         *("signals", "probing"),
     },
     {"configuration"},
