@@ -138,7 +138,8 @@ class Pace:
         self._lock = Lock()
         self._changed: Mapping[str, Any] = {}
         self._window = _window(settings)
-        self._sharing = 1
+        self._sharing = settings.walkers
+        self._began = clock()
         self._look_at = self._tick_at = clock()
         self._steering = Steering()
         self._has_begun = False
@@ -171,7 +172,9 @@ class Pace:
             terms = self._store.terms(self._run)
             if terms.status not in (Status.PENDING, Status.RUNNING):
                 raise LeaseLost(0)
-            self._sharing = max(1, terms.sharing)
+            is_beginning = self._clock() - self._began < LOOK_SECONDS
+            to_come = self._given.walkers if is_beginning else 1  # who have claimed nothing yet
+            self._sharing = max(to_come, terms.sharing)
             self._change(terms.changed)
             self._look_at = self._clock() + LOOK_SECONDS
 

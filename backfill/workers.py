@@ -148,6 +148,8 @@ class Worker:
             left = [found for found in self.store.ranges(self.run) if not found.finished]
             if any(self._claimed(found) for found in left if self.hold.is_free(found)):
                 return True
+            if any(self.hold.is_free(found) for found in left):
+                continue  # others were faster: now it is seen who
             others = [found for found in left if found.owner != owners.myself()]
             now: dict[int, tuple[object, ...]] = {
                 r.id: (r.token, r.cursor, r.lease_expires) for r in others

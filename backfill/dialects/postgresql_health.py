@@ -31,6 +31,10 @@ from backfill.dialects.postgresql_wal import (
 )
 from backfill.readings import Gradual, Reading, Unavailable
 
+_FEWEST_DEAD = 100_000.0
+"""No threshold is thought to be lower: so many are dead within seconds, and autovacuum comes once a
+minute (`autovacuum_naptime`)."""
+
 if TYPE_CHECKING:
     from backfill.dialects.base import Dialect
     from backfill.readings import Reader, Signal
@@ -145,6 +149,7 @@ class _OfTable:
 class DeadRows(_OfTable, Gradual):
     """Dead rows of the table, or of its worst partition, as a multiple of autovacuum's threshold.
 
+    Where that is set very low, as with a scale factor of 0, as a multiple of what is worth a word.
     Nothing to watch where autovacuum is off: it would never get better.
     """
 
@@ -156,7 +161,7 @@ class DeadRows(_OfTable, Gradual):
         self._limit = limit
 
     def read(self, reader: Reader) -> Reading | None:
-        row = self._row(reader, _DEAD_ROWS)
+        row = self._row(reader, _DEAD_ROWS.bindparams(fewest=_FEWEST_DEAD))
         if row.ratio is None:
             return None
         what = " times autovacuum's threshold"
@@ -262,7 +267,7 @@ _OPTION = """coalesce(
       (SELECT option_value FROM pg_options_to_table(reloptions) WHERE option_name = '{0}'),
       current_setting('{0}', true))::float"""
 _DEAD_ROWS = sa.text(f"""
-SELECT max(dead / nullif(threshold, 0)) AS ratio
+SELECT max(dead / greatest(threshold, :fewest)) AS ratio
 FROM (
   SELECT n_dead_tup::float AS dead,
     least(

@@ -299,7 +299,12 @@ _RETAINED = sa.text("""
 SELECT slot_name, pg_current_wal_lsn() - restart_lsn AS retained,
   coalesce((SELECT setting::bigint * 1024 * 1024 FROM pg_settings
     WHERE name = 'max_slot_wal_keep_size'), -1) AS kept_at_most
-FROM pg_replication_slots WHERE restart_lsn IS NOT NULL ORDER BY restart_lsn LIMIT 1""")
+FROM pg_replication_slots AS slots
+WHERE restart_lsn IS NOT NULL AND coalesce(to_jsonb(slots) ->> 'wal_status', '') <> 'lost'
+  AND to_jsonb(slots) ->> 'invalidation_reason' IS NULL
+ORDER BY slots.restart_lsn LIMIT 1""")
+"""A slot that was given up keeps nothing, whatever position it shows. PostgreSQL 13 says so, and 17
+says why."""
 _ARCHIVER = sa.text("""
 SELECT current_setting('archive_mode') AS archive_mode,
   pg_size_bytes(current_setting('wal_segment_size')) AS segment_size,

@@ -354,7 +354,10 @@ def test_missing_privileges_are_said_once_with_the_grant(
 
 
 @pytest.mark.requires("dead_rows")
-def test_dead_rows_are_told_by_the_threshold_of_the_table(watch: Watch) -> None:
+def test_dead_rows_are_told_by_the_threshold_of_the_table(
+    watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgresql_health, "_FEWEST_DEAD", 1.0)
     watch.make_things(500)
     watch.execute(
         "ALTER TABLE things SET (autovacuum_vacuum_threshold = 50,"
@@ -367,6 +370,10 @@ def test_dead_rows_are_told_by_the_threshold_of_the_table(watch: Watch) -> None:
         return reading is not None and reading.stops
 
     until(stops)
+    monkeypatch.undo()  # five hundred dead rows are nothing, whatever the threshold
+    reading = watch.read("dead rows", max_dead_rows=10)
+    assert reading is not None
+    assert 0 < reading.value < 0.01
     watch.execute("ALTER TABLE things SET (autovacuum_enabled = false)")
     assert watch.read("dead rows", max_dead_rows=10) is None
 
@@ -526,6 +533,33 @@ def test_a_slot_that_nobody_reads_retains_wal(watch: Watch) -> None:
         assert reading.text.startswith("WAL retained for slot left_behind ")
     finally:
         watch.execute("SELECT pg_drop_replication_slot('left_behind')")
+
+
+@pytest.mark.requires("standbys")
+def test_a_slot_that_was_given_up_retains_nothing(watch: Watch) -> None:
+    """PostgreSQL leaves it there, from version 18 on with its position."""
+    create = "SELECT pg_create_physical_replication_slot('given_up', true)"
+    watch.make_things(3)
+    watch.execute(create, "ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'")
+    try:
+        watch.execute("SELECT pg_reload_conf()")
+        assert watch.read("WAL retained for a slot", max_retained_wal=1) is not None
+        for _ in range(3):
+            watch.execute(
+                "SELECT pg_logical_emit_message(false, 'much', repeat('x', 100000))",
+                "SELECT pg_switch_wal()",
+            )
+        watch.execute("CHECKPOINT")
+        lost = "SELECT wal_status FROM pg_replication_slots WHERE slot_name = 'given_up'"
+        with watch.engine.connect() as connection:
+            assert connection.exec_driver_sql(lost).scalar_one() == "lost"
+        assert watch.read("WAL retained for a slot", max_retained_wal=1) is None
+    finally:
+        watch.execute(
+            "ALTER SYSTEM RESET max_slot_wal_keep_size",
+            "SELECT pg_reload_conf()",
+            "SELECT pg_drop_replication_slot('given_up')",
+        )
 
 
 @pytest.fixture

@@ -116,6 +116,14 @@ def test_a_cap_is_shared_by_the_live_leases(sharing: int, rest: float) -> None:
     assert simulated.rest(0.05, rows=500) == pytest.approx(rest)
 
 
+def test_in_the_first_second_a_cap_is_shared_by_all_workers_of_the_command() -> None:
+    """They claim their ranges one after the other."""
+    simulated = Simulated({"rows_per_second": 1_000, "workers": 2, "processes": 2})
+    assert simulated.pace.size(5_000) == 250
+    assert simulated.after(0.5).size(5_000) == 250
+    assert simulated.after(1).size(5_000) == 1_000
+
+
 def test_the_longer_of_both_rests_counts() -> None:
     simulated = Simulated({"rows_per_second": 1_000, "nice": 100})
     assert simulated.rest(0.05, rows=500) == pytest.approx(5.0)
