@@ -16,6 +16,8 @@ from backfill.writers import writer_for
 from backfill.writers.rows import is_about_a_row
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import sqlalchemy as sa
 
     from backfill.runs import Failure, Run
@@ -31,9 +33,16 @@ class _FailedAgain(Exception):
     """A row is still bad; its text says why."""
 
 
-def retry(target: Target, store: Store, run: Run, settings: Settings) -> tuple[int, int]:
+def retry(
+    target: Target,
+    store: Store,
+    run: Run,
+    settings: Settings,
+    stand_by: Callable[[], object] = lambda: None,
+) -> tuple[int, int]:
     """Try every quarantined row of a run again; how many are off the list, and how many stay.
 
+    `stand_by` is called before each row, and returns when it may be written.
     Raises InvalidTransition if the run is paused or cancelled: stopped means stopped.
     """
     by_index = not target.key.is_single
@@ -41,6 +50,7 @@ def retry(target: Target, store: Store, run: Run, settings: Settings) -> tuple[i
     resolved = 0
     found = store.failures(run)
     for failure in found:
+        stand_by()
         resolved += _Retry(target, store, run, limits).row(failure)
     return resolved, len(found) - resolved
 

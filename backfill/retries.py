@@ -69,12 +69,23 @@ def retrying(
     recover: Callable[[BaseException, Policy, int], None],
     sleep: Callable[[float], None],
     seconds: float,
+    stood_by: Callable[[], float] = lambda: 0.0,
 ) -> tenacity.Retrying:
     """Return a caller that repeats a function until it succeeds or `seconds` have passed.
 
     `recover` is told of each error, its policy and the number of attempts, before the wait.
-    The last error is raised as it is.
+    `stood_by` counts seconds in which the function only waited for leave to go on: nothing fails
+    meanwhile, and they are not counted. The last error is raised as it is.
     """
+    before = 0.0
+
+    def begin(state: tenacity.RetryCallState) -> None:
+        nonlocal before
+        if state.attempt_number == 1:
+            before = stood_by()
+
+    def is_over(state: tenacity.RetryCallState) -> bool:
+        return (state.seconds_since_start or 0.0) - (stood_by() - before) >= seconds
 
     def error_of(state: tenacity.RetryCallState) -> BaseException:
         error = state.outcome.exception() if state.outcome else None
@@ -89,7 +100,8 @@ def retrying(
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception(lambda error: policy_for(error, kind_of) is not None),
         wait=lambda state: policy_of(state).wait(state),
-        stop=tenacity.stop_after_delay(seconds),
+        stop=is_over,
+        before=begin,
         before_sleep=lambda state: recover(error_of(state), policy_of(state), state.attempt_number),
         sleep=sleep,
         reraise=True,

@@ -5,21 +5,30 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from backfill import quarantine
 from backfill.budget import Budget
+from backfill.collector import throttled
+from backfill.pacing import Pace, gist
 from backfill.reporters import Forgiving, JsonReporter, LogReporter, TerminalReporter
 from backfill.runner import Runner
 from backfill.runs import Outcome, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from backfill.context import Context
     from backfill.discovery import Declared
     from backfill.reporters import Reporter
+    from backfill.runs import Run
+    from backfill.settings import Settings
+    from backfill.store import Store
+    from backfill.targets import Target
+    from backfill.throttles import Throttle
 
 EXIT_NOW = 3
 """The exit code of a second Ctrl-C: stopped, and resumable."""
@@ -71,7 +80,10 @@ def retry_failures(context: Context, one: Declared) -> Outcome:
     if found is None or not context.store.failures(found):
         return Outcome.COMPLETE
     target, how = context.target(one), context.settings(one, {})
-    resolved, left = quarantine.retry(target, context.store, found, how)
+    with Pace(context.store, found, how, _quiet, _watch(context.store, target, found)) as pace:
+        resolved, left = quarantine.retry(
+            target, context.store, found, how, lambda: _stand_by(pace, one.name)
+        )
     _say(f"{one.name}: {resolved:,} rows written, {left:,} stay in quarantine")
     if left:
         return Outcome.QUARANTINED
@@ -83,7 +95,23 @@ def retry_failures(context: Context, one: Declared) -> Outcome:
     return result.outcome
 
 
-def _quiet(_line: str) -> None:
+def _watch(
+    store: Store, target: Target, run: Run
+) -> Callable[[Settings], AbstractContextManager[Throttle]]:
+    return lambda how: throttled(target, store, run, how, _quiet)
+
+
+def _stand_by(pace: Pace, name: str) -> None:
+    """Wait, and say why, while a window is closed or a signal stops us."""
+    said = ""
+    while (delay := pace.delay(None)).waits:
+        if gist(delay.reason) != said:
+            _say(f"{name}: {delay.reason}")
+        said = gist(delay.reason)
+        time.sleep(delay.seconds)
+
+
+def _quiet(_told: object) -> None:
     """The result is told in one line of its own."""
 
 

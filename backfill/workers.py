@@ -99,6 +99,8 @@ class Worker:
         self.vacuuming = Vacuuming(target, store, run, limits, report)
         self._row_bytes: int | None = None
         self._sized_by: Settings | None = None
+        self._stood_by = 0.0
+        """Seconds in which a chunk waited for leave to go on."""
         self.sizer = self._sizer()
         self.retrying = self._retrying()
         self._retrying_part = self._retrying()
@@ -195,21 +197,25 @@ class Worker:
 
     def _delay(self) -> float:
         self.hold.make_sure()
-        self.pace.look()
-        delay = self.pace.delay(self._done)
-        if not delay.seconds and self.dialect.log_fills:
-            delay = self._room_in_log(delay)
-        self.hold.explain(delay.reason)
-        self.pace.tell(delay.reason)
+        delay = self._ask_pace(self._done)
         if delay.waits:
             self.session.close()  # a firewall may cut what is idle for hours
+        if not delay.seconds and self.dialect.log_fills:
+            return self._wait_for_log()
         return delay.seconds
 
-    def _room_in_log(self, delay: Delay) -> Delay:
-        if not self.pace.has_company:
-            self.gate.open()
-            return delay
-        return replace(delay, seconds=self.gate.seconds(self.pace.sharing))
+    def _ask_pace(self, done: Done | None) -> Delay:
+        self.pace.look()
+        delay = self.pace.delay(done)
+        self.hold.explain(delay.reason)
+        self.pace.tell(delay.reason)
+        return delay
+
+    def _wait_for_log(self) -> float:
+        if self.pace.has_company:
+            return self.gate.seconds(self.pace.sharing)
+        self.gate.open()
+        return 0.0
 
     def _log_fill(self) -> LogFill | None:
         try:
@@ -224,12 +230,11 @@ class Worker:
     def _stand_by(self) -> None:
         """Write nothing while a window is closed or a signal stops us, however far a chunk is: it
         may have been computed for long, retried for long, or cut in a thousand pieces."""
-        while (delay := self.pace.delay(None)).waits:
-            self.pace.look()
+        began = self.clock()
+        while (delay := self._ask_pace(None)).waits:
             self.hold.pulse()
-            self.hold.explain(delay.reason)
-            self.pace.tell(delay.reason)
             self._sleep(min(delay.seconds, _GLANCE_SECONDS))
+            self._stood_by, began = self._stood_by + self.clock() - began, self.clock()
 
     def clean_up(self) -> None:
         """Remove the rows that ours have replaced, when it is time."""
@@ -494,6 +499,7 @@ class Worker:
             recover=self._recover,
             sleep=self._sleep,
             seconds=self.settings.retry_seconds,
+            stood_by=lambda: self._stood_by,
         )
 
     # -- small things ----------------------------------------------------------------------

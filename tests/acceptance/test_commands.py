@@ -16,6 +16,7 @@ from tests.acceptance.counting import (
     events,
     prepare,
     start_and_wait_for_a_chunk,
+    wait_until,
 )
 
 if TYPE_CHECKING:
@@ -171,11 +172,23 @@ def test_documents_with_a_quarantined_row(declared: AlembicProject) -> None:
         assert_types(one, {"name": TEXT, "complete": bool, "reason": (TEXT, NOTHING)})
 
     declared.revision("mm2", down="zz1", body=SECOND.replace("== 30", "== -1"))
-    retried = declared.backfill("failures", "--retry", "halve")
-    assert retried.returncode == 0, retried.stderr
+    retry_beside_a_flag(declared)
     assert documents(declared, "failures") == []
     assert [one["complete"] for one in documents(declared, "check")] == [True, True]
     assert documents(declared, "status", "halve")[0]["rows_changed"] == ROWS
+
+
+def retry_beside_a_flag(project: AlembicProject) -> None:
+    """What lets a run wait lets this wait, too: here a flag, until it is taken away."""
+    flag = project.directory / "flag"
+    flag.touch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BACKFILL_THROTTLE_FILE", str(flag))
+        retrying = project.start("failures", "--retry", "halve")
+    wait_until(lambda: "waits: flag file" in retrying.read_stderr(), retrying)
+    assert len(documents(project, "failures")) == 1
+    flag.unlink()
+    assert retrying.wait(PATIENCE_SECONDS) == 0, retrying.read_stderr()
 
 
 def test_forecasts_change_nothing(declared: AlembicProject, engine: sa.Engine) -> None:

@@ -93,6 +93,27 @@ def caller(clock: Clock, recovery: Recovery, seconds: float = 900.0) -> tenacity
     return retrying(kind_of=kind_of, recover=recovery, sleep=clock.sleep, seconds=seconds)
 
 
+def test_who_only_waited_for_leave_has_all_patience_left(clock: Clock) -> None:
+    stood_by, attempts = 0.0, 0
+
+    def function() -> None:
+        nonlocal stood_by, attempts
+        attempts += 1
+        stood_by += 3_600
+        clock.now += 3_600
+        raise Trouble(ErrorKind.LOCKED)
+
+    with pytest.raises(Trouble):
+        retrying(
+            kind_of=kind_of,
+            recover=Recovery(),
+            sleep=clock.sleep,
+            seconds=10,
+            stood_by=lambda: stood_by,
+        )(function)
+    assert attempts > 3
+
+
 @pytest.mark.parametrize("kind", ErrorKind)
 def test_policy_of_a_kind(kind: ErrorKind) -> None:
     policy = policy_for(Trouble(kind), kind_of)
