@@ -48,6 +48,10 @@ class _Failure(click.ClickException):
     exit_code = EXIT_FAILED
 
 
+class _Misused(click.ClickException):
+    exit_code = EXIT_USAGE
+
+
 def _command(function: Callable[..., Any]) -> Callable[..., Any]:
     """Turn our errors into one line and an exit code."""
 
@@ -55,6 +59,8 @@ def _command(function: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
             return function(*args, **kwargs)
+        except UnknownBackfill as error:
+            raise _Misused(str(error)) from error
         except BackfillError as error:
             raise _Failure(str(error)) from error
         except SQLAlchemyError as error:
@@ -344,8 +350,9 @@ def _due(call: Call, names: Sequence[str]) -> list[tuple[Context, Declared]]:
 @_command
 def pause(call: Call, name: str) -> None:
     """Stop a run; when this has returned, nothing more is written."""
-    call.on(name, lambda here, one: _move(here, one.name, Status.PAUSED))
-    click.echo(f"{name}: paused; `backfill resume {name}`, then `backfill run` goes on")
+    is_new = call.on(name, lambda here, one: _move(here, one.name, Status.PAUSED))
+    state = "paused" if is_new else "is paused already"
+    click.echo(f"{name}: {state}; `backfill resume {name}`, then `backfill run` goes on")
 
 
 @cli.command()
@@ -354,8 +361,9 @@ def pause(call: Call, name: str) -> None:
 @_command
 def resume(call: Call, name: str) -> None:
     """Let a paused run go on with the next `backfill run`."""
-    call.on(name, lambda here, one: _move(here, one.name, Status.PENDING))
-    click.echo(f"{name}: resumed; `backfill run {name}` goes on")
+    is_new = call.on(name, lambda here, one: _move(here, one.name, Status.PENDING))
+    state = "resumed" if is_new else "is not paused"
+    click.echo(f"{name}: {state}; `backfill run {name}` goes on")
 
 
 @cli.command()
@@ -374,9 +382,9 @@ def cancel(call: Call, name: str) -> None:
 def _cancel(context: Context, name: str, sought: Sought) -> None:
     from backfill.sync import withdraw  # here, since no other command needs it
 
-    over = None
+    over, is_new = None, False
     try:
-        _move(context, name, Status.CANCELLED)
+        is_new = _move(context, name, Status.CANCELLED)
     except (StateError, InvalidTransition) as error:
         over = error
     if withdraw(sought, context.dialect):
@@ -384,7 +392,8 @@ def _cancel(context: Context, name: str, sought: Sought) -> None:
     elif over is not None:
         raise over
     if over is None:
-        click.echo(f"{name}: cancelled; rows already written stay")
+        state = "cancelled" if is_new else "is cancelled already"
+        click.echo(f"{name}: {state}; rows already written stay")
 
 
 def _cancel_gone(context: Context, name: str) -> bool:
@@ -418,8 +427,15 @@ def _change(context: Context, one: Declared, given: dict[str, str]) -> Run:
     return context.store.change(_with_a_run(context, one.name), settings.changes(given))
 
 
-def _move(context: Context, name: str, wanted: Status) -> None:
-    context.store.move(_with_a_run(context, name), wanted)
+def _move(context: Context, name: str, wanted: Status) -> bool:
+    """Give a run this status; False if it has it already."""
+    try:
+        context.store.move(_with_a_run(context, name), wanted)
+    except InvalidTransition as error:
+        if error.status != wanted.value:
+            raise
+        return False
+    return True
 
 
 def _with_a_run(context: Context, name: str) -> str:

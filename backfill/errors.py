@@ -62,15 +62,31 @@ class RunError(BackfillError):
 class InvalidTransition(RunError):
     """The run's status does not allow the change that was asked for."""
 
-    def __init__(self, name: str, status: str, wanted: str, allowed: list[str]) -> None:
+    def __init__(self, name: str, status: str, wanted: str) -> None:
         self.name = name
         self.status = status
         self.wanted = wanted
-        self.allowed = allowed
+        has = "has" if status in ("succeeded", "failed") else "is"
         super().__init__(
-            f"Backfill {name!r} is {status} and cannot become {wanted}; "
-            f"from there it can become: {', '.join(allowed) or 'nothing'}."
+            f"Backfill {name!r} {has} {status} and cannot be {_DONE_TO.get(wanted, wanted)}:"
+            f" {_GOES_ON[status].format(name=name)}."
         )
+
+
+_DONE_TO = {"pending": "resumed", "running": "run"}
+"""What is done to a run that becomes this, where it is not the status's own name."""
+_GOES_ON = {
+    "pending": "nobody works on it; `backfill run {name}` goes on with it",
+    "running": "it is worked on; `backfill pause {name}` or `backfill cancel {name}` stops it",
+    "paused": "first `backfill resume {name}`, then `backfill run {name}`",
+    "failed": "`backfill status {name}` says why; `backfill run {name}` goes on with it",
+    "succeeded": "there is nothing left to do, or to stop; should rows be pending again,"
+    " `backfill run {name}` begins a new run",
+    "cancelled": "it was given up; `backfill run {name}` begins a new run",
+    "stale": "a downgrade took its revision back; `backfill run {name}` begins a new run after"
+    " the next upgrade",
+}
+"""What there is to do about a run in each status."""
 
 
 class DeclarationChanged(RunError):

@@ -43,7 +43,7 @@ def retry(
     """Try every quarantined row of a run again; how many are off the list, and how many stay.
 
     `stand_by` is called before each row, and returns when it may be written.
-    Raises InvalidTransition if the run is paused or cancelled: stopped means stopped.
+    Raises InvalidTransition if the run is paused, cancelled or stale: stopped means stopped.
     """
     by_index = not target.key.is_single
     limits = Limits.of(settings, f"backfill: {run.name} failures", by_index=by_index)
@@ -105,5 +105,5 @@ class _Retry:
 
     def _refuse_if_stopped(self, connection: sa.Connection) -> None:
         now = self.store.locked_status(connection, self.run)
-        if now in (Status.PAUSED, Status.CANCELLED):
-            raise InvalidTransition(self.run.name, now.value, "retried", [])
+        if now in (Status.PAUSED, Status.CANCELLED, Status.STALE):
+            raise InvalidTransition(self.run.name, now.value, "retried")

@@ -30,6 +30,8 @@ class Status(str, Enum):
     """Everything was walked, and a sweep found no row pending."""
     CANCELLED = "cancelled"
     """Given up by a person; a new run would begin at the start."""
+    STALE = "stale"
+    """Its revision was downgraded, and what it wrote is gone; likewise."""
 
 
 TRANSITIONS: dict[Status, frozenset[Status]] = {
@@ -38,6 +40,7 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
             Status.RUNNING,  # a runner claims a range
             Status.PAUSED,  # `pause` before anybody began
             Status.CANCELLED,  # `cancel` before anybody began
+            Status.STALE,  # a downgrade below its revision
         }
     ),
     Status.RUNNING: frozenset(
@@ -48,12 +51,14 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
             Status.FAILED,  # an error that retrying cannot mend, or rows in quarantine
             Status.SUCCEEDED,  # a sweep found nothing pending
             Status.CANCELLED,  # `cancel`
+            Status.STALE,  # a downgrade below its revision
         }
     ),
     Status.PAUSED: frozenset(
         {
             Status.PENDING,  # `resume`
             Status.CANCELLED,  # `cancel`
+            Status.STALE,  # a downgrade below its revision
         }
     ),
     Status.FAILED: frozenset(
@@ -61,18 +66,26 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
             Status.RUNNING,  # `run` after the cause is gone
             Status.PAUSED,  # `pause`: keep others from running it again
             Status.CANCELLED,  # `cancel`
+            Status.STALE,  # a downgrade below its revision
         }
     ),
-    Status.SUCCEEDED: frozenset(),  # work that appears later is a new run
+    Status.SUCCEEDED: frozenset(  # work that appears later is a new run
+        {
+            Status.STALE,  # a downgrade below its revision
+        }
+    ),
     Status.CANCELLED: frozenset(),  # likewise
+    Status.STALE: frozenset(),  # likewise
 }
+
+OVER = frozenset({Status.SUCCEEDED, Status.CANCELLED, Status.STALE})
+"""Statuses in which only a new run can do further work."""
 
 
 def check_transition(name: str, current: Status, wanted: Status) -> None:
     """Raise InvalidTransition unless the state machine has this edge."""
     if wanted not in TRANSITIONS[current]:
-        allowed = sorted(status.value for status in TRANSITIONS[current])
-        raise InvalidTransition(name, current.value, wanted.value, allowed)
+        raise InvalidTransition(name, current.value, wanted.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +110,7 @@ class Run:
     @property
     def is_over(self) -> bool:
         """Whether only a new run can do further work."""
-        return not TRANSITIONS[self.status]
+        return self.status in OVER
 
 
 @dataclass(frozen=True, slots=True)

@@ -251,7 +251,26 @@ def test_new_writes_a_class_that_runs_when_edited(declared: AlembicProject) -> N
 
 def test_unknown_name_is_told_with_close_ones(declared: AlembicProject) -> None:
     for command in ("run", "status"):
-        assert_one_line_error(declared.backfill(command, "fill_dubled"), "fill_doubled")
+        done = declared.backfill(command, "fill_dubled")
+        assert_one_line_error(done, "Did you mean fill_doubled?", code=2)
+
+
+def test_steering_twice_is_calm(declared: AlembicProject) -> None:
+    """The second pause finds what it wants; what cannot be is refused with the way on."""
+    assert declared.backfill("run", "--limit=10", "fill_doubled").returncode == 3
+    for command, words in (
+        ("pause", "is paused already"),
+        ("resume", "is not paused"),
+        ("cancel", "is cancelled already"),
+    ):
+        assert declared.backfill(command, "fill_doubled").returncode == 0
+        again = declared.backfill(command, "fill_doubled")
+        assert (again.returncode, again.stderr) == (0, "")
+        assert words in again.stdout
+    refused = declared.backfill("pause", "fill_doubled")
+    assert_one_line_error(
+        refused, "is cancelled and cannot be paused", "`backfill run fill_doubled`"
+    )
 
 
 def test_config_and_url_and_x_options(
@@ -372,9 +391,9 @@ def assert_types(document: Mapping[str, Any], types: Mapping[str, Any]) -> None:
         assert is_right, f"{name} is {value!r}"
 
 
-def assert_one_line_error(done: CompletedProcess[str], *parts: str) -> None:
+def assert_one_line_error(done: CompletedProcess[str], *parts: str, code: int = 1) -> None:
     said = done.stderr.splitlines()
-    assert (done.returncode, len(said)) == (1, 1), done.stderr
+    assert (done.returncode, len(said)) == (code, 1), done.stderr
     assert said[0].startswith("Error: ")
     for part in parts:
         assert part in said[0]

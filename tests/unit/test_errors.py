@@ -77,7 +77,7 @@ def test_every_error_says_what_it_is() -> None:
 
 EXAMPLES = [
     errors.UnknownBackfill("fil", ["fill"]),
-    errors.InvalidTransition("fill", "paused", "running", ["pending"]),
+    errors.InvalidTransition("fill", "running", "paused"),
     errors.DeclarationChanged("fill"),
     errors.LeaseHeld("fill", "host (process 7)"),
     errors.LeaseLost(7),
@@ -100,6 +100,9 @@ def test_unknown_backfill_without_a_close_name() -> None:
     assert "backfill list" in str(errors.UnknownBackfill("x", []))
 
 
-def test_transition_from_an_end_allows_nothing() -> None:
-    error = errors.InvalidTransition("fill", "cancelled", "running", [])
-    assert str(error).endswith("it can become: nothing.")
+def test_transition_that_is_not_allowed_is_told_with_the_way_on() -> None:
+    error = errors.InvalidTransition("fill", "paused", "running")
+    assert str(error) == (
+        "Backfill 'fill' is paused and cannot be run: first `backfill resume fill`, then"
+        " `backfill run fill`."
+    )
