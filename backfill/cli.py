@@ -142,8 +142,11 @@ def new(call: Call, name: str, revision: str, table: str) -> None:
 @_command
 def list_(call: Call, as_json: bool) -> None:
     """List the declared backfills in the order of the revisions."""
-    document = call.collect((), lambda here, chosen: overview.listing(chosen, here.store))
-    document += call.everywhere(lambda here: overview.listing_of_gone(here.declared, here.store))
+
+    def look(here: Context, chosen: list[Declared]) -> overview.Document:
+        return overview.listing(chosen, here.store, taken_back=here.project.has_taken_back)
+
+    document = call.collect((), look)
     if as_json:
         _print_json(document)
         return
@@ -155,7 +158,7 @@ def list_(call: Call, as_json: bool) -> None:
             (
                 row["name"],
                 row["revision"],
-                "applied" if row["applied"] else "waiting",
+                row["problem"] or ("applied" if row["applied"] else "waiting"),
                 row["status"],
                 row["description"],
             )
@@ -184,12 +187,19 @@ def plan(call: Call, names: tuple[str, ...], chunk_size: int | None, as_json: bo
 @_command
 def status(call: Call, names: tuple[str, ...], watch: bool, as_json: bool) -> None:
     """Show progress, rate, time left, failures and who holds the leases."""
+    gone = call.gone(names)
+    named = [name for name in names if name not in {run.name for _, run in gone}]
+
+    def look(here: Context, chosen: list[Declared]) -> overview.Document:
+        return overview.status(
+            chosen if named or not names else (),
+            here.store,
+            [run for where, run in gone if where is here],
+            taken_back=here.project.has_taken_back,
+        )
+
     while True:
-        document = call.collect(names, lambda here, chosen: overview.status(chosen, here.store))
-        if not names:
-            document += call.everywhere(
-                lambda here: overview.status_of_gone(here.declared, here.store)
-            )
+        document = call.collect(named, look)
         if as_json:
             _print_json(document)
         else:
@@ -303,10 +313,13 @@ def run(
     **options: Any,
 ) -> None:
     """Run all that are due, in revision order; goes on with what was interrupted."""
-    due = _due(call, names)
+    due = call.due(names)
+    if not due:
+        click.echo("No backfill is due.", err=True)
     if dry_run:
         _show_plans(due, options, as_json=as_json)
         return
+    call.notice_downgrades()
     from backfill.running import run_due  # here, since no other command needs all that
 
     outcomes = run_due(
@@ -324,21 +337,6 @@ def run(
 def _worst(outcomes: Sequence[Outcome]) -> int:
     codes = {EXIT_COMPLETE, *(_EXITS[outcome] for outcome in outcomes)}
     return next(code for code in _WORST_FIRST if code in codes)
-
-
-def _due(call: Call, names: Sequence[str]) -> list[tuple[Context, Declared]]:
-    due = []
-    for context, one in call.each(names):
-        if one.is_applied:
-            due.append((context, one))
-        elif names:
-            raise BackfillError(
-                f"Backfill {one.name!r} waits for revision {one.revision}, which is not applied."
-                f" Upgrade first: `alembic upgrade {one.revision}`."
-            )
-    if not due:
-        click.echo("No backfill is due.", err=True)
-    return due
 
 
 # -- steering ------------------------------------------------------------------------------

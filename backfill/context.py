@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from backfill import overview, settings
 from backfill.dialects import dialect_for
-from backfill.discovery import Declared, discover, in_database, named
+from backfill.discovery import Declared, discover, in_database, named, unknown_revision
+from backfill.errors import BackfillError, DeclarationError, InvalidTransition
 from backfill.project import load_all
+from backfill.runs import TRANSITIONS, Status, taken_back
 from backfill.store import Store
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from backfill.configuration import Origin
     from backfill.dialects import Dialect
     from backfill.project import Project
+    from backfill.runs import Run
     from backfill.settings import Settings
     from backfill.targets import Target
 
@@ -32,6 +35,8 @@ class Context:
     origin: Origin
     project: Project
     declared: Sequence[Declared]
+    databases: Sequence[Context] = field(default=(), repr=False)
+    """Those of all databases of the project, this one included."""
 
     @cached_property
     def dialect(self) -> Dialect:
@@ -44,6 +49,31 @@ class Context:
     def target(self, one: Declared) -> Target:
         with overview.looking_at(one.declaration, self.dialect) as (_, target, _):
             return target
+
+    def unmet(self, one: Declared) -> str | None:
+        """Say which backfill has to be complete before this one may start, and why it is not;
+        None: it may start. The data are asked, in short reads."""
+        for here in self.databases:
+            for other in here.declared:
+                if other.name in one.depends_on:
+                    reason = here.dialect.call(overview.why_incomplete, other, here.dialect)
+                    if reason is not None:
+                        return f"`depends_on` {other.name!r}, which is not complete: {reason}"
+        return None
+
+    def gone(self) -> list[Run]:
+        """Return the latest runs of backfills that no class declares any more."""
+        declared = {one.name for one in self.declared}
+        found = self.dialect.call(self.store.latest)
+        return [run for run in found if run.name not in declared]
+
+    def notice_downgrades(self) -> None:
+        """Make runs stale whose revision was taken back by an Alembic that did not load us."""
+        for run in self.store.latest():
+            is_open = Status.STALE in TRANSITIONS[run.status]
+            if is_open and self.project.has_taken_back(run.revision):
+                with suppress(InvalidTransition):
+                    self.store.move(run.name, Status.STALE, error=taken_back(run.revision))
 
     def settings(self, one: Declared, options: dict[str, Any]) -> Settings:
         return settings.resolve(
@@ -66,12 +96,12 @@ class Call:
     def contexts(self) -> list[Context]:
         projects = load_all(self.origin, self.stack)
         databases = [project.database for project in projects]
-        found = []
+        found: list[Context] = []
         for project in projects:
             declared = discover(project.script, project.applied)
             its_own = in_database(declared, project.database, databases)
             origin = replace(self.origin, database=project.database)
-            found.append(Context(origin, project, its_own))
+            found.append(Context(origin, project, its_own, found))
         return found
 
     @property
@@ -87,6 +117,41 @@ class Call:
         wanted = named([one for _, one in pairs], names)
         return [pair for pair in pairs if pair[1] in wanted]
 
+    def due(self, names: Sequence[str]) -> list[tuple[Context, Declared]]:
+        """Return what `backfill run` has to do, in its order: the backfills of these names, or
+        all, whose revision is applied.
+
+        Raises BackfillError for one that is named and has to wait for its revision, and
+        DeclarationError for one whose revision is unknown, unless the data say that it is done.
+        """
+        found = []
+        for context, one in self.each(names):
+            if one.is_applied:
+                found.append((context, one))
+            elif not one.is_known and (
+                names or context.dialect.call(overview.why_incomplete, one, context.dialect)
+            ):
+                raise DeclarationError(unknown_revision(one, context.project.script))
+            elif one.is_known and names:
+                raise BackfillError(
+                    f"Backfill {one.name!r} waits for revision {one.revision}, which is not"
+                    f" applied. Upgrade first: `alembic upgrade {one.revision}`."
+                )
+        return found
+
+    def notice_downgrades(self) -> None:
+        """Make runs stale whose revision was taken back by an Alembic that did not load us."""
+        for context in self.contexts:
+            context.dialect.call(context.notice_downgrades)
+
+    def gone(self, names: Sequence[str]) -> list[tuple[Context, Run]]:
+        """Return the latest runs, with these names or all, whose class is gone."""
+        declared = {one.name for here in self.contexts for one in here.declared}
+        if names and declared.issuperset(names):
+            return []
+        found = [(here, run) for here in self.contexts for run in here.gone()]
+        return [(here, run) for here, run in found if not names or run.name in names]
+
     def on(self, name: str, function: Callable[..., T], *args: Any) -> T:
         """Call a function with the backfill of this name, and its database before it."""
         ((context, one),) = self.each([name])
@@ -99,11 +164,12 @@ class Call:
     def collect(
         self, names: Sequence[str], function: Callable[[Context, list[Declared]], list[T]]
     ) -> list[T]:
-        """Call a function for each database that has some of these backfills; join what it says."""
+        """Call a function for each database that has some of these backfills, without a name for
+        each; join what it says."""
         chosen = self.each(names)
         said = []
         for context in self.contexts:
             its_own = [one for where, one in chosen if where is context]
-            if its_own:
+            if its_own or not names:
                 said += context.dialect.call(function, context, its_own)
         return said

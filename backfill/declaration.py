@@ -79,6 +79,8 @@ class Backfill:
     """Columns that `transform` needs; it always has the key."""
     writes: ClassVar[Sequence[str]] = ()
     """Columns that `transform` returns."""
+    depends_on: ClassVar[Sequence[str]] = ()
+    """Names of the backfills that have to be complete before this one starts."""
     sync: ClassVar[bool] = False
     """Apply `values` to what the application writes too, by triggers that are installed before
     the walk and removed by the gate or by `backfill cancel`."""
@@ -184,7 +186,9 @@ class Backfill:
         return hashlib.sha256("\x00".join(parts).encode()).hexdigest()[:32]
 
 
-_NOT_WRITTEN = settings.NAMES | {"name", "revision", "database", "level", "sync", "throttle"}
+_NOT_WRITTEN = settings.NAMES | {
+    *("name", "revision", "database", "level", "depends_on", "sync", "throttle")
+}
 _KNOWN = sorted({n for n in (*vars(Backfill), *Backfill.__annotations__) if not n.startswith("_")})
 
 
@@ -236,6 +240,8 @@ def _check(cls: type[Backfill]) -> None:
     for attribute in ("reads", "writes"):
         if not _are_names(getattr(cls, attribute)):
             raise _wrong(cls, f'`{attribute}` must be a list of column names, like ["first"].')
+    if not _are_names(cls.depends_on):
+        raise _wrong(cls, '`depends_on` must be a list of names, like ["split_names"].')
     for attribute in ("schema", "revision", "database"):
         if not isinstance(getattr(cls, attribute), (str, type(None))):
             raise _wrong(cls, f"`{attribute}` must be text.")

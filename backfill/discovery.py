@@ -5,12 +5,15 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import inspect
+import re
 import sys
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from alembic.script.revision import RevisionError
 from alembic.util import CommandError
 
 from backfill.declaration import Backfill
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from alembic.script import Script, ScriptDirectory
 
 FOLDER = "backfills"
+_STEPS = re.compile(r"[+-]\d+$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +42,25 @@ class Declared:
     revision: str
     path: Path
     is_applied: bool
+    is_known: bool = True
+    """Whether the project has its revision: one that was squashed or deleted it has not."""
 
     @property
     def name(self) -> str:
         return self.declaration.name
 
+    @property
+    def depends_on(self) -> tuple[str, ...]:
+        return tuple(self.declaration.depends_on)
+
 
 def discover(script: ScriptDirectory, applied: frozenset[str]) -> list[Declared]:
-    """Return all declared backfills in the order of the revision graph.
+    """Return all declared backfills in the order in which they run.
 
-    Raises DeclarationError for a class that is wrong, an unknown revision, or one name twice.
+    That is the order of the revision graph, on one revision that of their declaration, and each
+    after those that it depends on. Those of an unknown revision come last.
+    Raises DeclarationError for a class that is wrong, one name twice, or `depends_on` that names
+    nothing or goes in a circle.
     """
     revisions = _revisions(script)
     order = {revision.revision: i for i, revision in enumerate(revisions)}
@@ -56,7 +69,8 @@ def discover(script: ScriptDirectory, applied: frozenset[str]) -> list[Declared]
         for declaration, revision, path in (*_in_revisions(revisions), *_in_folders(script))
     ]
     _refuse_same_names(found)
-    return sorted(found, key=lambda declared: order[declared.revision])
+    found.sort(key=lambda declared: order.get(declared.revision, len(order)))
+    return _dependencies_first(found)
 
 
 def named(declared: Sequence[Declared], names: Iterable[str]) -> list[Declared]:
@@ -202,22 +216,64 @@ def _declared(
             f"{path}: {declaration.__name__} does not say after which revision it runs; a class in"
             f' `{FOLDER}/` names it: revision = "8f2c1a".'
         )
-    revision = _resolved(script, wanted, declaration, path)
-    declaration.revision = revision
-    return Declared(declaration, revision, path, revision in applied)
-
-
-def _resolved(script: ScriptDirectory, wanted: Any, declaration: type[Backfill], path: Path) -> str:
-    try:
-        found = script.get_revision(wanted)
-    except CommandError:
-        found = None
-    if found is None:
+    found = resolved(script, wanted)
+    if found is not None and not _is_fixed(wanted, found):
         raise DeclarationError(
-            f"{path}: {declaration.__name__} names the revision {wanted!r}, which is not in"
-            f" {script.dir}. Known heads: {', '.join(script.get_heads()) or 'none'}."
+            f"{path}: {declaration.__name__} names the revision {wanted!r}, which is another one"
+            f" with each new revision. Name it by its id: {found.revision!r}."
         )
-    return found.revision
+    revision = wanted if found is None else found.revision
+    declaration.revision = revision
+    return Declared(declaration, revision, path, revision in applied, is_known=found is not None)
+
+
+def resolved(script: ScriptDirectory, wanted: str) -> Script | None:
+    """Return the revision that an id, the beginning of one, a branch's label, or one of these
+    with steps from it (`head-1`) stands for; None if there is none, or more than one."""
+    with suppress(CommandError):
+        return script.get_revision(wanted)
+    if _STEPS.search(wanted):
+        with suppress(CommandError, RevisionError):
+            return next(iter(script.walk_revisions("base", wanted)), None)
+    return None
+
+
+def _is_fixed(wanted: str, found: Script) -> bool:
+    """Whether it will stand for the same revision tomorrow, as `head` does not."""
+    return wanted in found.branch_labels or found.revision.startswith(wanted.rpartition("@")[2])
+
+
+def unknown_revision(one: Declared, script: ScriptDirectory) -> str:
+    """Say what to do about a backfill whose revision the project has not."""
+    return (
+        f"{one.path}: {one.declaration.__name__} names the revision {one.revision!r}, which is not"
+        f" in {script.dir}. If it was squashed, name the one that took its place, or delete the"
+        f" class. Known heads: {', '.join(script.get_heads()) or 'none'}."
+    )
+
+
+def _dependencies_first(found: Sequence[Declared]) -> list[Declared]:
+    """Return the backfills in their order, but each after those that it depends on."""
+    by_name = {one.name: one for one in found}
+    ordered: dict[str, Declared] = {}
+
+    def add(one: Declared, waiting: tuple[str, ...]) -> None:
+        if one.name in waiting:
+            circle = " -> ".join((*waiting[waiting.index(one.name) :], one.name))
+            raise DeclarationError(
+                f"{one.path}: {one.name} waits for itself: {circle}. Take one of these out of"
+                " `depends_on`."
+            )
+        for name in one.depends_on:
+            if name not in by_name:
+                close = difflib.get_close_matches(name, sorted(by_name))
+                raise DeclarationError(f"{one.path}: `depends_on`: {UnknownBackfill(name, close)}")
+            add(by_name[name], (*waiting, one.name))
+        ordered.setdefault(one.name, one)
+
+    for one in found:
+        add(one, ())
+    return list(ordered.values())
 
 
 def _refuse_same_names(found: Sequence[Declared]) -> None:

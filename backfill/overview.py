@@ -7,6 +7,7 @@ users script against them.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,11 @@ from backfill import keys, owners, sync
 from backfill.dialects import Limits
 from backfill.errors import BackfillError
 from backfill.proof import count_pending, incomplete_reason
-from backfill.runs import Status
+from backfill.runs import TRANSITIONS, Status
 from backfill.targets import bind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from contextlib import AbstractContextManager
 
     import sqlalchemy as sa
@@ -29,70 +30,89 @@ if TYPE_CHECKING:
     from backfill.keys import KeyValues
     from backfill.runs import KeyRange, Run
     from backfill.store import Store
+    from backfill.sync import Sought
     from backfill.targets import Target
 
 Document = list[dict[str, Any]]
+TakenBack = Callable[[str], bool]
+"""Whether a revision that was applied once is not any more."""
 
+
+def _never(_revision: str) -> bool:
+    return False
+
+
+_UNKNOWN = "revision unknown"
+_GONE = "class is gone"
 _READING = Limits(lock_timeout=5, statement_timeout=30, idle_timeout=30, label="backfill: look")
 
 
-def listing(declared: Sequence[Declared], store: Store) -> Document:
-    """Return every declared backfill, in the order of the revisions."""
-    has_state = store.exists()
-    return [
-        {
-            "name": one.name,
-            "revision": one.revision,
-            "applied": one.is_applied,
-            "status": _status(store.current(one.name) if has_state else None),
-            "description": one.declaration.description(),
-            "declared": True,
-        }
-        for one in declared
-    ]
+def listing(
+    declared: Sequence[Declared], store: Store, *, taken_back: TakenBack = _never
+) -> Document:
+    """Return every declared backfill, in the order of the revisions, and those that were run and
+    are declared no more. `taken_back` says of a revision whether it was downgraded."""
+    runs = {run.name: run for run in store.latest()}
+    document = []
+    for one in declared:
+        run = runs.pop(one.name, None)
+        document.append(
+            {
+                "name": one.name,
+                "revision": one.revision,
+                "applied": one.is_applied,
+                "status": _status(run, taken_back),
+                "description": one.declaration.description(),
+                "problem": None if one.is_known else _UNKNOWN,
+            }
+        )
+    return document + [_listed_gone(run, taken_back) for run in runs.values()]
 
 
-def listing_of_gone(declared: Sequence[Declared], store: Store) -> Document:
-    """Return what has triggers in the database, and no class any more."""
-    return [
-        {
-            "name": run.name,
-            "revision": run.revision,
-            "applied": True,
-            "status": _status(run),
-            "description": "its class is gone, and its triggers are not",
-            "declared": False,
-        }
-        for run in _gone(declared, store)
-    ]
+def _listed_gone(run: Run, taken_back: TakenBack) -> dict[str, Any]:
+    return {
+        "name": run.name,
+        "revision": run.revision,
+        "applied": False,
+        "status": _status(run, taken_back),
+        "description": "",
+        "problem": _GONE,
+    }
 
 
-def status_of_gone(declared: Sequence[Declared], store: Store) -> Document:
-    """Return how far each of them is, likewise."""
+def status(
+    declared: Sequence[Declared],
+    store: Store,
+    gone: Sequence[Run] = (),
+    *,
+    taken_back: TakenBack = _never,
+) -> Document:
+    """Return how far each backfill is, who works on it and how fast; those whose class is gone,
+    as their run remembers them, come last."""
     with store.kept_open():
+        runs = {run.name: run for run in store.latest()}
         return [
-            _progress(run.name, run.revision, store, run) | {"sync": True, "declared": False}
-            for run in _gone(declared, store)
-        ]
-
-
-def _gone(declared: Sequence[Declared], store: Store) -> list[Run]:
-    if not store.exists():
-        return []
-    names = sorted({*store.names()} - {one.name for one in declared})
-    with store.transaction(write=False) as connection:
-        names = [name for name in names if sync.is_installed(name, store.dialect, connection)]
-    return [run for run in map(store.current, names) if run is not None]
-
-
-def status(declared: Sequence[Declared], store: Store) -> Document:
-    """Return how far each backfill is, who works on it and how fast."""
-    with store.kept_open():
-        has_state = store.exists()
-        return [
-            _progress(one.name, one.revision, store, store.current(one.name) if has_state else None)
-            | {"sync": _is_in_sync(one, store), "declared": True}
+            _progress(
+                one.name,
+                one.revision,
+                store,
+                runs.get(one.name),
+                taken_back,
+                in_sync=_is_in_sync(one.declaration, store),
+                problem=None if one.is_known else _UNKNOWN,
+            )
             for one in declared
+        ] + [
+            _progress(
+                run.name,
+                run.revision,
+                store,
+                run,
+                taken_back,
+                in_sync=_is_in_sync(run.name, store),
+                problem=_GONE,
+            )
+            for run in gone
         ]
 
 
@@ -135,15 +155,24 @@ def check(declared: Sequence[Declared], dialect: Dialect) -> Document:
     """Say of each backfill that is due whether it is complete, and if not, why."""
     document = []
     for one in declared:
-        if not one.is_applied:
-            continue
-        try:
-            with looking_at(one.declaration, dialect) as (connection, target, reading):
-                reason = incomplete_reason(connection, target, reading=reading)
-        except BackfillError as error:
-            reason = str(error)
-        document.append({"name": one.name, "complete": reason is None, "reason": reason})
+        if one.is_applied or not one.is_known:
+            reason = why_incomplete(one, dialect)
+            document.append({"name": one.name, "complete": reason is None, "reason": reason})
     return document
+
+
+def why_incomplete(one: Declared, dialect: Dialect) -> str | None:
+    """Say why a backfill is not complete; None if it is, as the data say, in short reads."""
+    if one.is_known and not one.is_applied:
+        return f"revision {one.revision} is not applied"
+    try:
+        with looking_at(one.declaration, dialect) as (connection, target, reading):
+            reason = incomplete_reason(connection, target, reading=reading)
+    except BackfillError as error:
+        reason = str(error)
+    if reason is not None and not one.is_known:
+        reason += f" (and its revision {one.revision} is unknown)"
+    return reason
 
 
 @contextmanager
@@ -161,11 +190,23 @@ def looking_at(
         yield connection, target, reading
 
 
-def _status(run: Run | None) -> str:
-    return (run.status if run is not None else Status.PENDING).value
+def _status(run: Run | None, taken_back: TakenBack) -> str:
+    if run is None:
+        return Status.PENDING.value
+    is_stale = Status.STALE in TRANSITIONS[run.status] and taken_back(run.revision)
+    return (Status.STALE if is_stale else run.status).value
 
 
-def _progress(name: str, revision: str, store: Store, run: Run | None) -> dict[str, Any]:
+def _progress(
+    name: str,
+    revision: str,
+    store: Store,
+    run: Run | None,
+    taken_back: TakenBack,
+    *,
+    in_sync: bool,
+    problem: str | None,
+) -> dict[str, Any]:
     ranges = store.ranges(run) if run is not None else []
     changed, quarantined = store.totals(run) if run is not None else (0, 0)
     scanned = sum(found.rows_scanned for found in ranges)
@@ -177,7 +218,7 @@ def _progress(name: str, revision: str, store: Store, run: Run | None) -> dict[s
     return {
         "name": name,
         "revision": revision,
-        "status": _status(run),
+        "status": _status(run, taken_back),
         "rows_scanned": scanned,
         "rows_changed": changed,
         "rows_estimated": estimated,
@@ -186,15 +227,17 @@ def _progress(name: str, revision: str, store: Store, run: Run | None) -> dict[s
         "failures": quarantined,
         "throttled": next((r.throttled for r in ranges if r.throttled), None),
         "set": dict(run.changed) if run is not None else {},
+        "sync": in_sync,
         "error": run.error if run is not None else None,
+        "problem": problem,
         "ranges": [_range(found) for found in ranges],
     }
 
 
-def _is_in_sync(one: Declared, store: Store) -> bool:
+def _is_in_sync(of: Sought, store: Store) -> bool:
     """Whether triggers keep up with new writes; they may outlive the run, and even `sync`."""
     with store.transaction(write=False) as connection:
-        return sync.is_installed(one.declaration, store.dialect, connection)
+        return sync.is_installed(of, store.dialect, connection)
 
 
 def _is_worked_on(found: KeyRange) -> bool:

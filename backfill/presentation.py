@@ -41,9 +41,9 @@ def _status_lines(row: dict[str, Any]) -> Iterator[str]:
         yield str(row["throttled"])
     if row["set"]:
         yield f"set: {', '.join(f'{name}={value}' for name, value in row['set'].items())}"
-    if not row["declared"]:
-        yield f"its class is gone: `backfill cancel {row['name']}` removes its triggers"
-    elif row["sync"]:
+    if row["problem"]:
+        yield str(row["problem"])
+    if row["sync"]:
         yield f"triggers keep up with new writes, until the gate or `backfill cancel {row['name']}`"
     if row["failures"] and not row["error"]:
         yield f"{row['failures']:,} rows quarantined: see `backfill failures {row['name']}`"

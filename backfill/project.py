@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import traceback
 from configparser import Error as ParserError
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +56,14 @@ class Project:
                 f" not know: {error}. Is this the code that was deployed?"
             ) from error
         return frozenset(revision.revision for revision in revisions)
+
+    def has_taken_back(self, revision: str) -> bool:
+        """Whether the database has gone below a revision that the project has; of one that it
+        has not (squashed, deleted) nobody can tell."""
+        with suppress(CommandError):
+            found = self.script.get_revision(revision)
+            return found is not None and found.revision not in self.applied
+        return False
 
     @property
     def settings_layer(self) -> dict[str, Any]:

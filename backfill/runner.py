@@ -385,6 +385,8 @@ class Runner:
             if self.target.declaration.sync:  # they may have been installed after the cancel
                 sync.withdraw(self.target.declaration, self.target.dialect)
             return self._ended(run, Outcome.FAILED, now.status, "cancelled from outside")
+        if now.status is Status.STALE:
+            return self._ended(run, Outcome.FAILED, now.status, now.error or "stale")
         if now.status is Status.FAILED:
             return self._ended(run, Outcome.FAILED, now.status, now.error or "failed elsewhere")
         if now.status is Status.SUCCEEDED:

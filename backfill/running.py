@@ -44,7 +44,10 @@ def run_due(
     accept_change: bool,
     as_json: bool,
 ) -> list[Outcome]:
-    """Run backfills one after the other, until one fails or is stopped."""
+    """Run backfills one after the other, until one fails or is stopped.
+
+    One whose `depends_on` is not complete is not started.
+    """
     budget = Budget(limit, max_seconds)
     _stop_on_signals(budget)
     report = Forgiving(_reporter(as_json), lambda: _unheard(budget))
@@ -59,14 +62,26 @@ def run_due(
         return result.outcome
 
     outcomes = []
+    seen, complete = set[str](), set[str]()
     try:
         for context, one in due:
             call = context.dialect.call
             if passes_over_cancelled and call(_was_cancelled, context, one):
                 _say(f"{one.name}: was cancelled; `backfill run {one.name}` begins anew")
                 outcomes.append(Outcome.FAILED)
+                seen.add(one.name)
                 continue
+            unmet = None if complete.issuperset(one.depends_on) else context.unmet(one)
+            if unmet is not None:
+                _say(f"{one.name}: waits for {unmet}")
+                if seen.isdisjoint(one.depends_on):  # else their outcome is told already
+                    outcomes.append(Outcome.FAILED)
+                seen.add(one.name)
+                continue
+            seen.add(one.name)
             outcomes.append(call(run, context, one))
+            if outcomes[-1] is Outcome.COMPLETE:
+                complete.add(one.name)
             if outcomes[-1] in (Outcome.FAILED, Outcome.STOPPED):
                 break
     finally:

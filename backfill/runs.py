@@ -82,6 +82,11 @@ OVER = frozenset({Status.SUCCEEDED, Status.CANCELLED, Status.STALE})
 """Statuses in which only a new run can do further work."""
 
 
+def taken_back(revision: str) -> str:
+    """Say why a run is stale."""
+    return f"revision {revision} was downgraded: what it wrote is gone"
+
+
 def check_transition(name: str, current: Status, wanted: Status) -> None:
     """Raise InvalidTransition unless the state machine has this edge."""
     if wanted not in TRANSITIONS[current]:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alembic.util import CommandError
-
-from backfill.discovery import folder_beside
+from backfill.discovery import folder_beside, resolved
 from backfill.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -51,12 +49,11 @@ def write_class(script: ScriptDirectory, name: str, revision: str, table: str) -
     Returns the files written. Raises ConfigurationError if the revision is unknown, or the
     file is there already.
     """
-    try:
-        found = script.get_revision(revision)
-    except CommandError as error:
-        raise ConfigurationError(str(error)) from error
+    found = resolved(script, revision)
     if found is None:
-        raise ConfigurationError(f"There is no revision {revision!r}; see `alembic history`.")
+        raise ConfigurationError(
+            f"There is no revision {revision!r}, or not only one; see `alembic history`."
+        )
     if not name.isidentifier():
         raise ConfigurationError(f"{name!r} is no name; take letters, digits and underscores.")
     source = Path(found.path)

@@ -125,15 +125,15 @@ class Store:
 
     # -- runs --------------------------------------------------------------------------
 
-    def names(self) -> list[str]:
-        """Return the names of all backfills that have a run."""
-        with self.transaction(write=False) as connection:
-            return runs.names(connection)
-
     def current(self, name: str) -> Run | None:
         """Return a backfill's latest run."""
         with self.transaction(write=False) as connection:
             return current(connection, name)
+
+    def latest(self) -> list[Run]:
+        """Return the latest run of every backfill that was ever run, declared today or not."""
+        with self.transaction(write=False) as connection:
+            return runs.latest(connection) if exists(connection) else []
 
     def create(self, new: NewRun, bounds: Sequence[tuple[KeyValues, KeyValues]]) -> Run:
         """Record a new run with its key ranges; the one that another runner just made, if so."""
@@ -161,10 +161,10 @@ class Store:
     ) -> Run:
         """Change the status of a backfill's latest run, as the state machine allows.
 
-        Pausing and cancelling also replace every lease's token: when this has returned, no
-        further chunk of any runner can commit. `only` is the run that a runner means, in the
-        pass that it walked. Raises InvalidTransition, StateError if there is no run, and
-        LeaseLost if the latest one is not that run, or has been begun to be swept again.
+        Pausing, cancelling and making it stale also replace every lease's token: when this has
+        returned, no further chunk of any runner can commit. `only` is the run that a runner
+        means, in the pass that it walked. Raises InvalidTransition, StateError if there is no
+        run, and LeaseLost if the latest one is not that run, or is being swept again.
         """
         with self.transaction() as connection:
             run = current(connection, name, lock=self._dialect)
@@ -174,7 +174,7 @@ class Store:
                 raise LeaseLost(0)
             check_transition(name, run.status, wanted)
             runs.set_status(connection, self._dialect, run, wanted, error)
-            if wanted in (Status.PAUSED, Status.CANCELLED, Status.FAILED):
+            if wanted in (Status.PAUSED, Status.CANCELLED, Status.FAILED, Status.STALE):
                 ranges.revoke(connection, run)
         return replace(run, status=wanted, error=error)
 

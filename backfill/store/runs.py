@@ -54,9 +54,14 @@ def current(connection: sa.Connection, name: str, *, lock: Dialect | None = None
     return None if row is None else _to_run(row)
 
 
-def names(connection: sa.Connection) -> list[str]:
-    """Return the names of all backfills that have a run."""
-    return list(connection.execute(sa.select(_run.c.name).distinct()).scalars())
+def latest(connection: sa.Connection) -> list[Run]:
+    """Return the latest run of every backfill that was ever run, by name."""
+    newest = sa.select(_run.c.name, sa.func.max(_run.c.number).label("number"))
+    last = newest.group_by(_run.c.name).subquery()
+    statement = sa.select(_run).join(
+        last, sa.and_(_run.c.name == last.c.name, _run.c.number == last.c.number)
+    )
+    return [_to_run(row) for row in connection.execute(statement.order_by(_run.c.name))]
 
 
 def by_id(connection: sa.Connection, run_id: int) -> Run | None:

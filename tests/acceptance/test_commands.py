@@ -93,7 +93,7 @@ STATUS_TYPES = {
     "throttled": (TEXT, NOTHING),
     "set": dict,
     "sync": bool,
-    "declared": bool,
+    "problem": (TEXT, NOTHING),
     "ranges": list,
 }
 RANGE_TYPES = {
@@ -365,7 +365,7 @@ def listed(
         "applied": applied,
         "status": "pending",
         "description": description,
-        "declared": True,
+        "problem": None,
     }
 
 

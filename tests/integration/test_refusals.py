@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from backfill import Backfill
-from backfill.discovery import Declared, discover
+from backfill.discovery import Declared, discover, unknown_revision
 from backfill.errors import DeclarationError
 from backfill.project import load
 from tests.integration.support import Row, fill, make, read, run, state_tables
@@ -392,7 +392,11 @@ def test_two_classes_of_one_name(project: AlembicProject) -> None:
 def test_unknown_revision(project: AlembicProject) -> None:
     project.revision("a1")
     project.write("migrations/backfills/names.py", declaration(revision="zz9"))
-    check(refused_project(project), "names.py: FillNames", "'zz9'", "Known heads: a1")
+    found = load(str(project.ini))
+    (one,) = discover(found.script, found.applied)
+    assert (one.revision, one.is_known, one.is_applied) == ("zz9", False, False)
+    message = unknown_revision(one, found.script)
+    check(message, "names.py: FillNames", "'zz9'", "Known heads: a1")
 
 
 def test_class_in_the_folder_without_a_revision(project: AlembicProject) -> None:

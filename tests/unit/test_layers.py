@@ -69,7 +69,6 @@ SINGLE_OWNERS = {
         "project",
         "operations",
         "discovery",
-        "scaffold",
         "testing.schema",
     },
 }
