@@ -6,7 +6,7 @@ import inspect
 from configparser import Error as ParserError
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from alembic import __version__ as alembic_version
 from alembic.config import CommandLine, Config
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Sequence
     from contextlib import ExitStack
+
+    from backfill.declaration import Backfill
+    from backfill.settings import Settings
 
 _INI = "alembic.ini"
 _TOML = "pyproject.toml"
@@ -59,6 +62,28 @@ def configuration(origin: Origin, stack: ExitStack) -> Config:
             return _in_its_only_section(found, origin)
     config = _as_alembic(origin)
     return config if _says_where(config) else _of_flask(origin, config, stack)
+
+
+def settings_layer(config: Config) -> dict[str, Any]:
+    """Return the settings of `[tool.backfill]` and, over them, of `[backfill]`."""
+    toml = getattr(config, "toml_file_name", None) or _TOML
+    found = settings.from_pyproject(Path(toml))
+    found |= config.get_section("backfill", {}) or {}
+    found.pop("here", None)
+    return found
+
+
+def settings_of(
+    config: Config, declaration: type[Backfill], given: tuple[str, dict[str, Any]]
+) -> Settings:
+    """Return the settings of a backfill, all layers on top of each other; what is `given`, and
+    where, comes last. Raises ConfigurationError."""
+    return settings.resolve(
+        ("The configuration", settings_layer(config)),
+        ("The environment", settings.from_environment()),
+        (declaration.__name__, declaration.tuning()),
+        given,
+    )
 
 
 # -- Alembic -------------------------------------------------------------------------------

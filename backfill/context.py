@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from backfill import overview, settings
+from backfill import overview
+from backfill.configuration import settings_of
 from backfill.dialects import dialect_for
 from backfill.discovery import Declared, discover, in_database, named, unknown_revision
 from backfill.errors import BackfillError, DeclarationError, InvalidTransition
@@ -76,12 +77,8 @@ class Context:
                     self.store.move(run.name, Status.STALE, error=taken_back(run.revision))
 
     def settings(self, one: Declared, options: dict[str, Any]) -> Settings:
-        return settings.resolve(
-            ("The configuration", self.project.settings_layer),
-            ("The environment", settings.from_environment()),
-            (one.declaration.__name__, one.declaration.tuning()),
-            ("The command line", {k: v for k, v in options.items() if v is not None}),
-        )
+        given = {k: v for k, v in options.items() if v is not None}
+        return settings_of(self.project.config, one.declaration, ("The command line", given))
 
 
 @dataclass

@@ -91,6 +91,8 @@ class Backfill:
     nice: ClassVar[float | None]
     rows_per_second: ClassVar[float | None]
     window: ClassVar[str | None]
+    gate: ClassVar[str]
+    inline_rows: ClassVar[int]
     workers: ClassVar[int]
     lock_timeout: ClassVar[float]
     statement_timeout: ClassVar[float]

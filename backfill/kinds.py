@@ -70,6 +70,14 @@ def _window(value: Any) -> str:
     return text
 
 
+def _one_of(values: tuple[str, ...], value: Any) -> str:
+    text = _text(value).lower()
+    if text not in values:
+        raise ValueError
+    return text
+
+
+GATE = Kind("refuse or inline", partial(_one_of, ("refuse", "inline")))
 WHOLE = Kind("a whole number, above 0", partial(_number, int))
 COUNT = Kind("a whole number, 0 or more", partial(_number, int, zero=True))
 SECONDS = Kind("a number of seconds, above 0", partial(_number, float))

@@ -16,21 +16,25 @@ from alembic.operations.ops import (
 )
 from alembic.util import CommandError
 
-from backfill import tables
-from backfill.dialects import dialect_for
+from backfill import placement, tables
+from backfill.configuration import settings_of
+from backfill.dialects import dialect_for, offline_check
 from backfill.discovery import discover, named
-from backfill.errors import BackfillError, UnknownBackfill
-from backfill.proof import incomplete_reason
+from backfill.errors import BackfillError, LeaseHeld, RunFailed, UnknownBackfill
+from backfill.proof import incomplete_reason, offline_conditions
 from backfill.targets import bind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from alembic.autogenerate.api import AutogenContext
     from alembic.runtime.migration import MigrationContext
     from sqlalchemy import Connection
 
     from backfill.declaration import Backfill
+    from backfill.discovery import Declared
+    from backfill.settings import Settings
+    from backfill.targets import Target
 
 # -- the gate ----------------------------------------------------------------------------
 
@@ -39,50 +43,107 @@ if TYPE_CHECKING:
 class RequireBackfill(MigrateOperation):
     """`op.require_backfill("name")`, first in a revision: refuse until it is complete."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, inline: bool | None = None) -> None:
         self.name = name
+        self.inline = inline
 
     @classmethod
-    def require_backfill(cls, operations: Operations, name: str) -> None:
+    def require_backfill(
+        cls, operations: Operations, name: str, *, inline: bool | None = None
+    ) -> None:
         """Refuse this revision until the backfill `name` is complete, as the data say.
 
         Must be the first operation of its `upgrade()`: what precedes it in the same
-        transaction is committed. Raises alembic's CommandError, with the command to run.
+        transaction is committed. With `inline=True`, or by the setting `gate = "inline"`, a
+        remainder of `inline_rows` at most is done here, on the revision's own connection.
+        Raises alembic's CommandError, with the command to run.
         """
-        operations.invoke(cls(name))
+        operations.invoke(cls(name, inline=inline))
+
+    def reverse(self) -> StopBackfillSync:
+        """Return what a downgrade says instead: nothing is required of it."""
+        return StopBackfillSync(self.name)
+
+    def to_diff_tuple(self) -> tuple[str, str]:
+        """Return what `alembic check` shows."""
+        return ("require_backfill", self.name)
 
 
 @Operations.implementation_for(RequireBackfill)
 def _require_backfill(operations: Operations, operation: RequireBackfill) -> None:
     context, name = operations.migration_context, operation.name
     if context.as_sql:
-        context.impl.static_output(
-            f"-- requires that backfill {name!r} is complete: `backfill verify {name}`"
-            f"{_OFFLINE.format(name=name)}"
-        )
+        _write_check(context, name)
         return
-    with _told_by_alembic(context):
-        reason = _why_not(context, name)
-    if reason is not None:
-        _keep_earlier_revisions(context)
-        raise CommandError(
-            f"Backfill {name!r} is not complete: {reason}."
-            f" Run `backfill run {name}`, then upgrade again."
-        )
+    stands = placement.of_caller()
+    with _told_by_alembic(context, stands):
+        reason = _why_not(context, operation)
+        if reason is not None:
+            raise RunFailed(
+                f"Backfill {name!r} is not complete: {reason}."
+                f" Run `backfill run {name}`, then upgrade again."
+            )
     _stop_sync(context, name)
 
 
-def _why_not(context: MigrationContext, name: str) -> str | None:
+def _why_not(context: MigrationContext, operation: RequireBackfill) -> str | None:
+    """Say why the gate stays shut, after the remainder was done where that is wanted."""
     connection = _connection(context)
-    target = bind(_declaration(context, name), dialect_for(connection.engine), connection)
-    return incomplete_reason(connection, target)
+    declaration = _declaration(context, operation.name)
+    target = bind(declaration, dialect_for(connection.engine), connection)
+    reason = incomplete_reason(connection, target)
+    assert context.config is not None
+    said = {} if operation.inline is None else {"gate": _GATES[operation.inline]}
+    how = settings_of(context.config, declaration, ("The revision", said))
+    if reason is None or how.gate != _GATES[True]:
+        return reason
+    return _complete_inline(connection, target, how, _declared(context))
+
+
+_GATES = {True: "inline", False: "refuse"}
+
+
+def _complete_inline(
+    connection: Connection, target: Target, how: Settings, declared: Sequence[Declared]
+) -> str | None:
+    from backfill import inline  # here, since `import backfill` stands in every revision
+
+    for other in named(declared, target.declaration.depends_on or [target.declaration.name]):
+        if other.name in target.declaration.depends_on:
+            needed = bind(other.declaration, target.dialect, connection)
+            if incomplete_reason(connection, needed) is not None:
+                return f"it depends on {other.name!r}, which is not complete"
+    try:
+        inline.complete(connection, target, how)
+    except (RunFailed, LeaseHeld) as error:
+        return str(error).rstrip(".")
+    return None
+
+
+def _write_check(context: MigrationContext, name: str) -> None:
+    """Write a check into an offline script, where the database can express one."""
+    conditions = offline_conditions(_declaration(context, name), context.dialect)
+    problem = f"Backfill {name} is not complete: backfill run {name}, then go on from here"
+    check = offline_check(context.dialect, conditions, problem) if conditions else None
+    context.impl.static_output(
+        f"-- requires that backfill {name!r} is complete: `backfill verify {name}`"
+        f"{_OFFLINE.format(name=name)}"
+    )
+    if check is not None:
+        with context.autocommit_block():  # what precedes it is kept, as it is online
+            pass
+        context.impl.static_output(check)
 
 
 def _declaration(context: MigrationContext, name: str) -> type[Backfill]:
+    (declared,) = named(_declared(context), [name])
+    return declared.declaration
+
+
+def _declared(context: MigrationContext) -> Sequence[Declared]:
     environment = context.environment_context
     assert environment is not None
-    (declared,) = named(discover(environment.script, frozenset()), [name])
-    return declared.declaration
+    return discover(environment.script, frozenset())
 
 
 def _connection(context: MigrationContext) -> Connection:
@@ -91,24 +152,46 @@ def _connection(context: MigrationContext) -> Connection:
 
 
 @contextmanager
-def _told_by_alembic(context: MigrationContext) -> Iterator[None]:
-    """Turn our errors into Alembic's, which it shows in one line."""
+def _told_by_alembic(
+    context: MigrationContext, stands: placement.Placement | None = None
+) -> Iterator[None]:
+    """Turn our errors into Alembic's, which it shows in one line; keep what was done before."""
     try:
         yield
     except BackfillError as error:
-        _keep_earlier_revisions(context)
-        raise CommandError(str(error)) from error
+        trouble = _keep_earlier_revisions(context, stands)
+        raise CommandError(f"{error}{trouble}") from error
 
 
-def _keep_earlier_revisions(context: MigrationContext) -> None:
-    """Commit the revisions before this one, with their stamps.
+def _keep_earlier_revisions(context: MigrationContext, stands: placement.Placement | None) -> str:
+    """Commit the revisions before this one, with their stamps; what is to be said if not.
 
     An upgrade in one transaction would roll back the column that the backfill is to fill, so
     that it could never start. Leaving an empty autocommit block commits what precedes it.
     """
-    if context._transaction is not None and not context._in_external_transaction:
+    if stands is not None and stands.preceding is not None:
+        is_undone = context.impl.transactional_ddl
+        return (
+            f" Besides, the gate has to be the first operation of revision {stands.revision}: line"
+            f" {stands.preceding} of its file comes before it, and"
+            + (
+                " is rolled back now, with all that this upgrade did. Move the gate to the top."
+                if is_undone
+                else " is done already. Undo that by hand, and move the gate to the top."
+            )
+        )
+    if context._in_external_transaction:
+        if not context.impl.transactional_ddl or stands is None or stands.down_revision is None:
+            return ""
+        return (
+            " Besides, env.py has begun the transaction itself, so the revisions before"
+            f" {stands.revision} are rolled back with it, if this upgrade applied any: `alembic"
+            f" upgrade {stands.down_revision}` first."
+        )
+    if context._transaction is not None:
         with context.autocommit_block():
             pass
+    return ""
 
 
 # -- the end of `sync` ---------------------------------------------------------------------
@@ -157,7 +240,14 @@ _OFFLINE = "; triggers of `sync` are not removed by this script: `backfill cance
 @renderers.dispatch_for(RequireBackfill)
 def _render(autogen_context: AutogenContext, operation: RequireBackfill) -> str:
     autogen_context.imports.add("import backfill  # noqa: F401  (registers op.require_backfill)")
-    return f"op.require_backfill({operation.name!r})"
+    inline = "" if operation.inline is None else f", inline={operation.inline}"
+    return f"op.require_backfill({operation.name!r}{inline})"
+
+
+@renderers.dispatch_for(StopBackfillSync)
+def _render_stop(autogen_context: AutogenContext, operation: StopBackfillSync) -> str:
+    autogen_context.imports.add("import backfill  # noqa: F401  (registers op.stop_backfill_sync)")
+    return f"op.stop_backfill_sync({operation.name!r})"
 
 
 # -- autogenerate ------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
-from backfill import kinds, settings
+from backfill import kinds
 from backfill.configuration import Origin, configuration
 from backfill.dialects import dialect_for, free_of_event_loops, keep_place, outside_of_loops
 from backfill.errors import ConfigurationError
@@ -64,15 +64,6 @@ class Project:
             found = self.script.get_revision(revision)
             return found is not None and found.revision not in self.applied
         return False
-
-    @property
-    def settings_layer(self) -> dict[str, Any]:
-        """Return the settings of `[tool.backfill]` and, over them, of `[backfill]`."""
-        toml = getattr(self.config, "toml_file_name", None) or "pyproject.toml"
-        found = settings.from_pyproject(Path(toml))
-        found |= self.config.get_section("backfill", {}) or {}
-        found.pop("here", None)
-        return found
 
 
 def load(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
@@ -12,11 +12,13 @@ from backfill.chunks import LONGEST_STRIDE, Ranged, Walk, last_key, pending_cond
 from backfill.dialects import ErrorKind
 from backfill.keys import START, KeyValues
 from backfill.runs import Status
+from backfill.targets import condition_of
 from backfill.trail import Stretch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from backfill.declaration import Backfill
     from backfill.dialects.base import Reading
     from backfill.targets import Target
 
@@ -42,6 +44,28 @@ def incomplete_reason(
     if run is None:
         return "it was never run"
     return None if run.status is Status.SUCCEEDED else f"its run is {run.status.value}"
+
+
+def offline_conditions(declaration: type[Backfill], dialect: sa.Dialect) -> list[str] | None:
+    """Return SQL for "this backfill is not complete", for a database that is not there: of
+    several conditions each means something only if those before it hold.
+
+    None where the declaration says it by a method, which needs the table.
+    """
+    schema, _, name = declaration.table.rpartition(".")
+    table = sa.table(name, schema=declaration.schema or schema or None)
+    plain = type(dialect)(paramstyle="named")  # type: ignore[call-arg]  # doubles no percent signs
+    if callable(declaration.where):
+        return None
+
+    def sql(clause: Any) -> str:
+        return str(clause.compile(dialect=plain, compile_kwargs={"literal_binds": True}))
+
+    rows = f"EXISTS (SELECT 1 FROM {plain.identifier_preparer.format_table(table)}"
+    if declaration.where is None:
+        return [f"{rows})", sql(store.unproved(declaration.name))]
+    condition = sql(condition_of(declaration.where, declaration, sa.Table(name, sa.MetaData())))
+    return [f"{rows} WHERE {condition})"]
 
 
 def _quarantine(connection: sa.Connection, target: Target) -> str:

@@ -63,6 +63,11 @@ class Settings:
     autovacuum comes when a fifth of the table is dead. NixOS' hydra took 5,000,000."""
     analyze: bool = setting(True, kinds.SWITCH)
     """Mend the planner's statistics after a run that has made them wrong."""
+    gate: str = setting("refuse", kinds.GATE)
+    """What `op.require_backfill` does where rows are left: refuse, or do them inline, on the
+    migration's own connection: for development, tests and small remainders."""
+    inline_rows: int = setting(10_000, kinds.COUNT)
+    """The most that are done inline; where more are left the gate refuses."""
     workers: int = setting(1, kinds.WHOLE)
     """Threads of this command that walk key ranges side by side."""
     processes: int = setting(1, kinds.WHOLE)

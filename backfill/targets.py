@@ -77,7 +77,7 @@ def bind(declaration: type[Backfill], dialect: Dialect, connection: sa.Connectio
     if problem:
         raise DeclarationError(f"{declaration.name}: table {table.fullname!r} {problem}")
     where = declaration.where
-    pending = None if where is None else _condition(where, declaration, table)
+    pending = None if where is None else condition_of(where, declaration, table)
     assignments = _assignments(declaration, table) if declaration.level is Level.SET else {}
     target = Target(declaration, dialect, table, key, pending, assignments)
     _check_columns(target)
@@ -224,7 +224,10 @@ def _clause(given: Any) -> Any:
     return given.__clause_element__() if hasattr(given, "__clause_element__") else given
 
 
-def _condition(where: Any, declaration: type[Backfill], table: sa.Table) -> sa.ColumnElement[bool]:
+def condition_of(
+    where: Any, declaration: type[Backfill], table: sa.Table
+) -> sa.ColumnElement[bool]:
+    """Return a declaration's `where` on a table. Raises DeclarationError."""
     if callable(where):
         where = declaration().where(table)
     if isinstance(where, str):

@@ -23,6 +23,8 @@ from backfill.dialects.sqlite import SQLite
 from backfill.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import sqlalchemy as sa
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "dialect_for",
     "free_of_event_loops",
     "keep_place",
+    "offline_check",
     "outside_of_loops",
 ]
 
@@ -61,6 +64,12 @@ def dialect_for(engine: sa.Engine) -> Dialect:
             f"Database {name!r} is not supported; supported are {', '.join(sorted(_DIALECTS))}."
         )
     return _DIALECTS[name](engine)
+
+
+def offline_check(dialect: sa.Dialect, conditions: Sequence[str], problem: str) -> str | None:
+    """Return a script that fails where all conditions hold, for a database that is not there."""
+    kind = _DIALECTS.get(dialect.name)
+    return kind.offline_check(conditions, problem) if kind is not None else None
 
 
 def free_of_event_loops(engine: sa.Engine) -> sa.Engine:

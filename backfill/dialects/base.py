@@ -173,6 +173,17 @@ class Dialect:
         """Begin the transaction on the server, with its limits."""
 
     @contextmanager
+    def borrowing(self, connection: sa.Connection) -> Iterator[None]:
+        """Make somebody else's connection fit for a chunk's statements, as long as this lasts."""
+        yield
+
+    @classmethod
+    def offline_check(cls, conditions: Sequence[str], problem: str) -> str | None:
+        """Return a script that fails with this problem where all of the conditions hold, each
+        looked at only if those before it hold; None where the database cannot express that."""
+        return None
+
+    @contextmanager
     def transaction(
         self, connection: sa.Connection, limits: Limits, *, write: bool = True
     ) -> Iterator[sa.Connection]:

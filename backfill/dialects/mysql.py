@@ -6,6 +6,7 @@ import json
 import logging
 import re
 from collections import deque
+from contextlib import contextmanager
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -32,7 +33,7 @@ from backfill.dialects.mysql_upkeep import MySQLUpkeep
 from backfill.dialects.triggers import literal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from sqlalchemy.types import TypeEngine
 
@@ -114,6 +115,9 @@ class _OneByOneUpdate(ExecutemanyUpdate):
 
 class _Label(sa.String):
     """A label of an ENUM."""
+
+
+_SQL_MODE = "CONCAT(@@sql_mode, ',SIMULTANEOUS_ASSIGNMENT')"
 
 
 class MySQL(Dialect):
@@ -315,8 +319,30 @@ class MariaDB(MySQL):
             "lock_wait_timeout": max(1, int(limits.statement_timeout)),
             "max_statement_time": limits.statement_timeout,
             "idle_transaction_timeout": max(1, int(limits.idle_timeout)),
-            "sql_mode": "CONCAT(@@sql_mode, ',SIMULTANEOUS_ASSIGNMENT')",
+            "sql_mode": _SQL_MODE,
         }
+
+    @contextmanager
+    def borrowing(self, connection: sa.Connection) -> Iterator[None]:
+        before = connection.exec_driver_sql("SELECT @@sql_mode").scalar_one()
+        connection.exec_driver_sql(f"SET SESSION sql_mode = {_SQL_MODE}")
+        try:
+            yield
+        finally:
+            if not connection.invalidated:
+                connection.exec_driver_sql(f"SET SESSION sql_mode = {literal(before)}")
+
+    @classmethod
+    def offline_check(cls, conditions: Sequence[str], problem: str) -> str | None:
+        """Write no compound statement: clients would cut it at its semicolons."""
+        look = "SET @backfill_is_pending = ({})"
+        stop = f"SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = {literal(problem)}"
+        first, *others = [look.format(condition) for condition in conditions]
+        following = [
+            f"EXECUTE IMMEDIATE IF(@backfill_is_pending, {literal(text)}, 'DO 0')"
+            for text in (*others, stop)
+        ]
+        return "\n".join(f"{one};" for one in (first, *following))
 
     @property
     def triggers(self) -> MariaDBTriggers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import contextmanager
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -31,7 +32,7 @@ from backfill.dialects.postgresql_triggers import LABEL, PostgreSQLTriggers
 from backfill.dialects.postgresql_upkeep import PostgreSQLUpkeep
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from sqlalchemy.types import TypeEngine
 
@@ -112,6 +113,19 @@ class PostgreSQL(Dialect):
         prepare_driver(connection)
         _prepare_no_statements(connection)
         return connection
+
+    @contextmanager
+    def borrowing(self, connection: sa.Connection) -> Iterator[None]:
+        prepare_driver(connection)
+        yield
+
+    @classmethod
+    def offline_check(cls, conditions: Sequence[str], problem: str) -> str | None:
+        lines = [f"{'  ' * i}IF {condition} THEN" for i, condition in enumerate(conditions, 1)]
+        text = problem.replace("'", "''").replace("%", "%%")
+        lines.append(f"{'  ' * (len(conditions) + 1)}RAISE EXCEPTION '{text}';")
+        lines += [f"{'  ' * i}END IF;" for i in range(len(conditions), 0, -1)]
+        return "\n".join(["DO $backfill$ BEGIN", *lines, "END $backfill$;"])
 
     def begin(self, connection: sa.Connection, limits: Limits, *, write: bool) -> None:
         connection.execute(

@@ -20,7 +20,7 @@ from backfill.errors import LeaseLost, StateError
 from backfill.runs import Status, Terms, check_transition
 from backfill.store import quarantine, ranges, runs
 from backfill.store.quarantine import count as count_failures
-from backfill.store.runs import current, exists
+from backfill.store.runs import current, exists, unproved
 from backfill.tables import NAMES
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from backfill.keys import KeyValues
     from backfill.runs import Checkpoint, Failure, KeyRange, Lease, NewRun, Run
 
-__all__ = ["NAMES", "Store", "count_failures", "current", "exists", "note"]
+__all__ = ["NAMES", "Store", "count_failures", "current", "exists", "note", "unproved"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +48,45 @@ def note(
     """Add to the audit of a backfill's latest run, in the caller's transaction."""
     run = current(connection, name)
     runs.note(connection, dialect, name, run.id if run is not None else None, what, details)
+
+
+# -- on a connection of somebody else's, in its transaction ------------------------------------
+
+
+def ensure_here(connection: sa.Connection) -> None:
+    """Create the tables where they are missing."""
+    if not exists(connection):
+        runs.create_tables(connection)
+
+
+def create_here(
+    connection: sa.Connection,
+    dialect: Dialect,
+    new: NewRun,
+    bounds: Sequence[tuple[KeyValues, KeyValues]],
+) -> Run:
+    """Record a new run with its key ranges."""
+    run_id = runs.insert(connection, dialect, new)
+    ranges.insert(connection, dialect, run_id, 1, bounds)
+    runs.note(connection, dialect, new.name, run_id, "created", f"{len(bounds)} key ranges")
+    run = current(connection, new.name)
+    assert run is not None
+    return run
+
+
+def ranges_here(connection: sa.Connection, dialect: Dialect, run: Run) -> list[KeyRange]:
+    """Return the key ranges of the run's present pass, in key order."""
+    return ranges.of_pass(connection, dialect, run)
+
+
+def succeed_here(connection: sa.Connection, dialect: Dialect, run: Run, changed: int) -> None:
+    """Record that what was left of a run is done, with so many rows changed."""
+    ranges.finish(connection, dialect, run)
+    ranges.add_changed(connection, run, changed)
+    quarantine.clear(connection, run)
+    runs.set_status(connection, dialect, run, Status.RUNNING, None)
+    runs.set_status(connection, dialect, run, Status.SUCCEEDED, None)
+    runs.note(connection, dialect, run.name, run.id, "completed inline", f"{changed} rows")
 
 
 class Store:

@@ -63,3 +63,8 @@ def delete(connection: sa.Connection, failure: Failure) -> bool:
     """Take a row off the list; False if it is not there any more."""
     gone = connection.execute(sa.delete(_failure).where(_failure.c.id == failure.id))
     return gone.rowcount == 1
+
+
+def clear(connection: sa.Connection, run: Run) -> None:
+    """Take all rows of a run off the list."""
+    connection.execute(sa.delete(_failure).where(_failure.c.run_id == run.id))

@@ -145,6 +145,15 @@ def revoke(connection: sa.Connection, run: Run) -> None:
     )
 
 
+def finish(connection: sa.Connection, dialect: Dialect, run: Run) -> None:
+    """Move the cursors of a run's present pass to their ends, whoever held them."""
+    connection.execute(
+        sa.update(_range)
+        .where(_range.c.run_id == run.id, _range.c.pass_number == run.pass_number)
+        .values(**_UNCLAIMED, cursor=_range.c.upper, finished=True, updated_at=dialect.now())
+    )
+
+
 def checkpoint(
     connection: sa.Connection, dialect: Dialect, lease: Lease, lease_seconds: float, new: Checkpoint
 ) -> bool:

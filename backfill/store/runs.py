@@ -64,6 +64,15 @@ def latest(connection: sa.Connection) -> list[Run]:
     return [_to_run(row) for row in connection.execute(statement.order_by(_run.c.name))]
 
 
+def unproved(name: str) -> sa.ColumnElement[bool]:
+    """Return SQL for: the latest run of a backfill has not succeeded, or there is none."""
+    latest = sa.select(sa.func.max(_run.c.number)).where(_run.c.name == name).scalar_subquery()
+    succeeded: sa.Select[Any] = sa.select(sa.literal_column("1")).where(
+        _run.c.name == name, _run.c.number == latest, _run.c.status == Status.SUCCEEDED.value
+    )
+    return ~sa.exists(succeeded)
+
+
 def by_id(connection: sa.Connection, run_id: int) -> Run | None:
     """Return a run as it is now."""
     row = connection.execute(sa.select(_run).where(_run.c.id == run_id)).first()

@@ -31,7 +31,7 @@ LAYERS = [
     {"workers"},
     {"holding", "sessions"},
     {"budget", "pacing", "collector"},
-    {"planner", "overview", "scaffold"},
+    {"planner", "overview", "scaffold", "inline"},
     {"aftercare", "sync"},
     {
         *(
@@ -56,7 +56,7 @@ LAYERS = [
     {"keys", "runs", "tables", "dialects", "owners", "statements"},
     {"settings"},
     {"errors", "kinds", "throttles"},
-    {"windows", "steering", "widths", "readings"},
+    {"windows", "steering", "widths", "readings", "placement"},
 ]
 
 SINGLE_OWNERS = {

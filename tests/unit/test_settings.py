@@ -51,6 +51,7 @@ AS_TEXT: dict[Kind, tuple[str, Any]] = {
     kinds.RATE: ("7", 7.0),
     kinds.RATIO: ("7", 7.0),
     kinds.SWITCH: ("yes", True),
+    kinds.GATE: (" Inline ", "inline"),
     kinds.TEXT: (" a flag ", "a flag"),
     kinds.TEXTS: ("\n SELECT 1, 2\n/tmp/flag \n", ("SELECT 1, 2", "/tmp/flag")),
     kinds.WINDOW: ("22:00-06:00", "22:00-06:00"),

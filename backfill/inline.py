@@ -1,0 +1,148 @@
+"""Completes a small remainder on somebody else's connection, inside its open transaction.
+
+A revision's own connection may hold locks that a second one would wait for without end. So here
+nothing is committed and nothing is resumed: the rows, the record of the run and the revision
+itself are one transaction, and an error leaves all of them as they were.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from backfill import owners, store
+from backfill.chunks import Ranged, Walk, last_key
+from backfill.errors import LeaseHeld, RunFailed
+from backfill.failures import describe
+from backfill.keys import START
+from backfill.proof import incomplete_reason
+from backfill.runs import NewRun, Status
+from backfill.trail import Stretch
+from backfill.writers import writer_for
+from backfill.writers.rows import RowsChanged
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from backfill.runs import Run
+    from backfill.settings import Settings
+    from backfill.targets import Target
+
+_SECONDS = 1.0
+"""How long one chunk looks for rows where few are pending."""
+
+
+def complete(connection: sa.Connection, target: Target, how: Settings) -> int:
+    """Do what is left of a backfill, and record that it succeeded; the rows changed.
+
+    `how.inline_rows` is the most that it may be. Raises RunFailed where it is more, where a row
+    cannot be written, or a person has stopped the run; LeaseHeld where somebody works on it.
+    """
+    store.ensure_here(connection)  # first: on MariaDB it commits
+    try:
+        with connection.begin_nested(), target.dialect.borrowing(connection):
+            return _complete(connection, target, how)
+    except sa.exc.DBAPIError as error:
+        why = describe(error, target.dialect)
+        raise RunFailed(f"it cannot be completed inline: {why}") from error
+
+
+def _complete(connection: sa.Connection, target: Target, how: Settings) -> int:
+    run = _run(connection, target, how)
+    stretches = _stretches(connection, target, run)
+    if _count(connection, target, stretches, how.inline_rows) > how.inline_rows:
+        raise RunFailed(
+            f"more than inline_rows = {how.inline_rows:,} rows are left, too many to be done"
+            " inside a revision"
+        )
+    changed = sum(_walk(connection, target, stretch, how) for stretch in stretches)
+    store.succeed_here(connection, target.dialect, run, changed)
+    reason = incomplete_reason(connection, target)
+    if reason is not None:
+        raise RunFailed(f"{reason} after it was completed inline: what is written leaves them so")
+    return changed
+
+
+def _run(connection: sa.Connection, target: Target, how: Settings) -> Run:
+    """Return the run to end, a new one if there is none. Raises what forbids it."""
+    name, dialect = target.declaration.name, target.dialect
+    run = store.current(connection, name, lock=dialect)
+    if run is None or run.status in (Status.SUCCEEDED, Status.STALE):
+        new = NewRun(
+            name=name,
+            number=1 if run is None else run.number + 1,
+            revision=target.declaration.revision or "",
+            fingerprint=target.declaration.fingerprint(),
+            settings=how.recorded(),
+            rows_estimated=None,
+            horizon=None,
+        )
+        return store.create_here(
+            connection, dialect, new, [(START, last_key(connection, target.key))]
+        )
+    if run.status in (Status.PAUSED, Status.CANCELLED):
+        raise RunFailed(f"its run is {run.status.value}")
+    for found in store.ranges_here(connection, dialect, run):
+        if found.lease_is_live and not (found.owner and owners.is_dead(found.owner)):
+            raise LeaseHeld(name, owners.shown(found.owner) if found.owner else "another")
+    return run
+
+
+def _stretches(connection: sa.Connection, target: Target, run: Run) -> list[Stretch]:
+    """Return where rows are left: with a `where` the data say it, without one the cursors."""
+    if target.pending is not None:
+        return [Stretch(START, last_key(connection, target.key))]
+    if store.count_failures(connection, run):
+        raise RunFailed("rows are quarantined")
+    left = store.ranges_here(connection, target.dialect, run)
+    return [Stretch(found.cursor, found.upper) for found in left if not found.finished]
+
+
+def _count(
+    connection: sa.Connection, target: Target, stretches: Sequence[Stretch], limit: int
+) -> int:
+    """Count the rows that are left, to one more than the limit."""
+    rows = sa.select(sa.literal(1).label("one")).select_from(target.table)
+    if target.pending is not None:
+        rows = rows.where(target.pending)
+
+    def build(within: sa.ColumnElement[bool]) -> sa.Select[Any]:
+        some = rows.where(within).limit(limit + 1).subquery()
+        return sa.select(sa.func.count()).select_from(some)
+
+    counting, found = Ranged(target.key, build), 0
+    for stretch in stretches:
+        statement, parameters = counting.between(stretch.after, stretch.upto)
+        found += int(connection.execute(statement, parameters).scalar_one())
+    return found
+
+
+def _walk(connection: sa.Connection, target: Target, stretch: Stretch, how: Settings) -> int:
+    """Write chunk after chunk; the rows changed."""
+    walk = Walk(target)
+    writer = writer_for(target, walk)
+    writer.be_careful()
+    size = how.chunk_size or target.dialect.first_rows
+    after, changed = stretch.after, 0
+    while after != stretch.upto:
+        chunk = walk.next(connection, after, stretch.upto, size, _SECONDS)
+        writer.forget()
+        while True:
+            writer.compute(chunk, _go_on)
+            try:
+                written = writer.write(connection, chunk)
+                break
+            except RowsChanged as rows:  # by somebody, before we had locked them
+                chunk = replace(chunk, page=rows.page)
+        if written.failures:
+            failure = written.failures[0]
+            raise RunFailed(f"row {list(failure.key)} cannot be written: {failure.error}")
+        walk.learn(chunk, written.changed)
+        after, changed = chunk.upto, changed + written.changed
+    return changed
+
+
+def _go_on() -> None:
+    """No lease is to be kept alive here."""
