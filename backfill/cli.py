@@ -298,6 +298,7 @@ def doctor(call: Call, everything: bool, ignore: tuple[str, ...], as_json: bool)
 @click.option("--max-failures", type=int, help="Quarantine so many rows at most.")
 @click.option("--dry-run", is_flag=True, help="Show the plan of what is due; change nothing.")
 @click.option("--accept-change", is_flag=True, help="Go on although the class was changed.")
+@click.option("--again", is_flag=True, help="Begin anew where a run by this name has succeeded.")
 @click.option("--json", "as_json", is_flag=True, help="Print a line of JSON an event.")
 @click.pass_obj
 @_command
@@ -309,10 +310,13 @@ def run(
     max_seconds: float | None,
     dry_run: bool,
     accept_change: bool,
+    again: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Run all that are due, in revision order; goes on with what was interrupted."""
+    if again and not names:
+        raise click.UsageError("--again needs the NAME of what is to be run again.")
     due = call.due(names)
     if not due:
         click.echo("No backfill is due.", err=True)
@@ -330,6 +334,7 @@ def run(
         passes_over_cancelled=not names,
         accept_change=accept_change,
         as_json=as_json,
+        again=again,
     )
     sys.exit(_worst(outcomes))
 

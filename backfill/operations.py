@@ -16,7 +16,7 @@ from alembic.operations.ops import (
 )
 from alembic.util import CommandError
 
-from backfill import placement, tables
+from backfill import downgrades, placement, tables
 from backfill.configuration import settings_of
 from backfill.dialects import dialect_for, offline_check
 from backfill.discovery import discover, named
@@ -272,3 +272,7 @@ if hasattr(util, "PriorityDispatchResult"):  # Alembic 1.18 and later
 else:
     _GO_ON = None
     comparators.dispatch_for("schema")(_leave_our_tables)
+
+# -- downgrades --------------------------------------------------------------------------
+
+downgrades.watch()

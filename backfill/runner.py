@@ -88,18 +88,22 @@ class Runner:
         self.limits = Limits.of(settings, label, by_index=by_index)
         self._care = AfterCare(target, self.limits, settings, report, budget.stop.wait)
 
-    def run(self, *, accept_change: bool = False) -> Result:
-        """Walk, sweep and prove, until no row is pending or somebody stops us."""
+    def run(self, *, accept_change: bool = False, again: bool = False) -> Result:
+        """Walk, sweep and prove, until no row is pending or somebody stops us.
+
+        `accept_change` goes on although the class is not the one that the run began with;
+        `again` begins anew where the last run has succeeded.
+        """
         with self.store.kept_open(), _little_garbage():
             try:
-                return self._run(accept_change=accept_change)
+                return self._run(accept_change=accept_change, again=again)
             except Stopped as stopped:  # while there was no run to work on yet
                 text = f"stopped: {self.budget.reason or stopped}"
                 return Result(Outcome.STOPPED, f"{text}; `backfill run {self.name}` goes on")
 
-    def _run(self, *, accept_change: bool) -> Result:
+    def _run(self, *, accept_change: bool, again: bool) -> Result:
         self._patiently(self.store.ensure)
-        run = self._patiently(self.open, accept_change=accept_change)
+        run = self._patiently(self.open, accept_change=accept_change, again=again)
         if run is None:
             return Result(Outcome.COMPLETE, "already complete")
         if run.status is Status.PAUSED:
@@ -141,7 +145,7 @@ class Runner:
 
     # -- opening -----------------------------------------------------------------------
 
-    def open(self, *, accept_change: bool) -> Run | None:
+    def open(self, *, accept_change: bool, again: bool = False) -> Run | None:
         """Return the run to go on with, a new one if there is none; None if all is done."""
         run = self.store.current(self.name)
         fingerprint = self.target.declaration.fingerprint()
@@ -156,7 +160,8 @@ class Runner:
             self._share(run)
             self._say_started(run)
             return run
-        if run is not None and run.status is Status.SUCCEEDED and self.is_complete():
+        has_succeeded = run is not None and run.status is Status.SUCCEEDED
+        if has_succeeded and not again and self.is_complete():
             return None
         waits = not self._keep_up()
         number = run.number + 1 if run is not None else 1

@@ -43,6 +43,7 @@ def run_due(
     passes_over_cancelled: bool,
     accept_change: bool,
     as_json: bool,
+    again: bool = False,
 ) -> list[Outcome]:
     """Run backfills one after the other, until one fails or is stopped.
 
@@ -56,7 +57,7 @@ def run_due(
         how = context.settings(one, options)
         target = context.target(one)
         runner = Runner(target, context.store, how, budget, report, context.origin)
-        result = runner.run(accept_change=accept_change)
+        result = runner.run(accept_change=accept_change, again=again)
         if not result.was_reported:
             _say(f"{one.name}: {result.text}")
         return result.outcome

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from backfill.dialects import ErrorKind, Limits
 from backfill.errors import LeaseLost, StateError
-from backfill.runs import Status, Terms, check_transition
+from backfill.runs import TRANSITIONS, Status, Terms, check_transition, taken_back
 from backfill.store import quarantine, ranges, runs
 from backfill.store.quarantine import count as count_failures
 from backfill.store.runs import current, exists, unproved
@@ -77,6 +77,24 @@ def create_here(
 def ranges_here(connection: sa.Connection, dialect: Dialect, run: Run) -> list[KeyRange]:
     """Return the key ranges of the run's present pass, in key order."""
     return ranges.of_pass(connection, dialect, run)
+
+
+def runs_of(connection: sa.Connection, dialect: Dialect, revision: str) -> list[Run]:
+    """Return the latest runs of the backfills of a revision that a downgrade would make stale;
+    nobody else changes their status before the transaction ends."""
+    found = [
+        current(connection, run.name, lock=dialect)
+        for run in runs.latest(connection)
+        if run.revision == revision
+    ]
+    return [run for run in found if run is not None and Status.STALE in TRANSITIONS[run.status]]
+
+
+def make_stale_here(connection: sa.Connection, dialect: Dialect, revision: str) -> None:
+    """Record that a revision was downgraded; its runners commit nothing more."""
+    for run in runs_of(connection, dialect, revision):
+        runs.set_status(connection, dialect, run, Status.STALE, taken_back(revision))
+        ranges.revoke(connection, run)
 
 
 def succeed_here(connection: sa.Connection, dialect: Dialect, run: Run, changed: int) -> None:

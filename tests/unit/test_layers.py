@@ -31,7 +31,7 @@ LAYERS = [
     {"workers"},
     {"holding", "sessions"},
     {"budget", "pacing", "collector"},
-    {"planner", "overview", "scaffold", "inline"},
+    {"planner", "overview", "scaffold", "inline", "downgrades"},
     {"aftercare", "sync"},
     {
         *(
@@ -69,6 +69,7 @@ SINGLE_OWNERS = {
         "project",
         "operations",
         "discovery",
+        "downgrades",
         "testing.schema",
     },
 }
