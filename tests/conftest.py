@@ -25,6 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "requires(*capabilities): run only on databases that have them "
         f"(tests/databases.py): {', '.join(CAPABILITIES)}",
     )
+    config.addinivalue_line("markers", "alembic: what pytest-alembic calls its own tests")
     scrub_environment()
 
 
