@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from backfill import aftercare, sync
+from backfill import aftercare, store, sync
 from backfill.chunks import Chunk, Walk, last_key, pending_condition
 from backfill.dialects import Limits
 from backfill.errors import BackfillError
 from backfill.failures import describe
 from backfill.keys import START, KeyValues, alike
+from backfill.runs import Status
 from backfill.writers import Written, writer_for
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ class Plan:
     sync: list[str] = field(default_factory=list)
     """The DDL that installs the triggers of `sync`."""
     warnings: list[str] = field(default_factory=list)
+    complete: bool = False
+    """A run has succeeded, and of the rows sampled none is pending: there is nothing to warn of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +114,11 @@ class _Planner:
         with self.dialect.open(self.limits) as connection:
             with self.dialect.transaction(connection, self.limits, write=False):
                 found = self.survey(connection)
-                self._warn(connection, found)
-                triggers = self._triggers(connection)
-            chunk_rows, seconds = self._first_chunk(connection)
+                is_complete = self._is_complete(connection, found.pending_share)
+                if not is_complete:
+                    self._warn(connection, found)
+                triggers = [] if is_complete else self._triggers(connection)
+            chunk_rows, seconds = (0, 0.0) if is_complete else self._first_chunk(connection)
         return Plan(
             name=target.declaration.name,
             revision=target.declaration.revision or "",
@@ -130,6 +135,7 @@ class _Planner:
             seconds_estimated=_forecast(found, chunk_rows, seconds),
             sync=triggers,
             warnings=self.warnings,
+            complete=is_complete,
         )
 
     def survey(self, connection: sa.Connection) -> Survey:
@@ -138,6 +144,12 @@ class _Planner:
         points = [START, *self._sample_points(connection, rows)]
         share = self._pending_share(connection, points)
         return Survey(rows, share, *self._walk_plan(connection, points))
+
+    def _is_complete(self, connection: sa.Connection, share: float | None) -> bool:
+        run = None
+        if store.exists(connection):
+            run = store.current(connection, self.target.declaration.name)
+        return run is not None and run.status is Status.SUCCEEDED and not share
 
     def _sample_points(self, connection: sa.Connection, rows: int | None) -> list[KeyValues]:
         if not rows or rows < _SAMPLES * _SAMPLE_ROWS:

@@ -60,6 +60,8 @@ def plan(found: Plan) -> Iterator[str]:
     rows = "an unknown number of" if estimated is None else f"about {estimated:,}"
     yield f"{found.name} (revision {found.revision}), {found.level}"
     yield f"  table      {found.table}, {rows} rows, walked by {', '.join(found.key)}"
+    if found.complete:
+        yield "  complete   a run has succeeded; it would look for rows that are pending again"
     if found.pending_share is not None:
         yield f"  pending    {found.pending_share:.1%} of the rows sampled"
     for statement in found.statements:

@@ -204,6 +204,13 @@ def test_forecasts_change_nothing(declared: AlembicProject, engine: sa.Engine) -
     assert set(sa.inspect(engine).get_table_names()) == {"items", "alembic_version"}
 
 
+def test_plan_of_what_is_complete_warns_of_nothing(declared: AlembicProject) -> None:
+    assert declared.backfill("run", "fill_doubled").returncode == 0
+    first, second = documents(declared, "plan")
+    assert (first["complete"], first["warnings"], first["chunk_rows"]) == (True, [], 0)
+    assert (second["complete"], second["chunk_rows"] > 0) == (False, True)
+
+
 def test_backfill_of_a_waiting_revision(declared: AlembicProject, engine: sa.Engine) -> None:
     """Without its name it is not due; with it, the way out is told."""
     assert_one_line_error(declared.backfill("run", "later"), "later", "alembic upgrade aa3")
