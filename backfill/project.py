@@ -11,6 +11,7 @@ import traceback
 from configparser import Error as ParserError
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Project:
     """An Alembic project and one of the databases that it migrates, mostly the only one."""
 
@@ -43,7 +44,7 @@ class Project:
     database: str = ""
     """What env.py calls it, where it migrates several."""
 
-    @property
+    @cached_property
     def applied(self) -> frozenset[str]:
         """Return every revision that the database has been through, across branches."""
         if not self.heads:
