@@ -152,7 +152,7 @@ def test_several_version_locations(tmp_path: Path, url: str) -> None:
     succeeds(project.backfill("new", "fill", "--revision=b1", "--table=counters"))
     assert (path.parent / "fill.py").is_file()
     edit(path, ("'b1'", "'b2'"))
-    lost = project.backfill("list")
+    lost = project.backfill("run", "count_up")
     assert lost.returncode == 1
     assert "CountUp names the revision 'b2', which is not in" in lost.stderr
 
