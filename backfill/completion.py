@@ -44,8 +44,8 @@ def is_complete(
 
     Given a name, the latest run says it: a success is recorded only after the data have proved
     it. That is one short read of our own tables; the application needs neither Alembic's
-    configuration nor the declarations. After a downgrade below the backfill's revision such a
-    success is stale, until the next `backfill run` finds the rows pending.
+    configuration nor the declarations. A downgrade below the backfill's revision makes such a
+    success stale, if Alembic had loaded us; else the next `backfill run` finds it out.
 
     Given the class itself, the data are asked besides: the first rows by key, `LOOKED_AT` of
     them. So a success from before a downgrade is not believed where these are pending, and a
