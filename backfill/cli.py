@@ -6,92 +6,34 @@ import json
 import sys
 import time
 from dataclasses import asdict
-from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import click
-from sqlalchemy.exc import SQLAlchemyError
 
-from backfill import __version__, overview, presentation, scaffold, settings
+from backfill import __version__, cli_alembic, overview, presentation, scaffold, settings
+from backfill.cli_base import (
+    EXIT_FAILED,
+    command,
+    json_option,
+    print_json,
+    resumable,
+    run_options,
+    worst,
+)
 from backfill.configuration import Origin
 from backfill.context import Call
-from backfill.errors import BackfillError, InvalidTransition, StateError, UnknownBackfill
-from backfill.runs import Outcome, Status
+from backfill.errors import InvalidTransition, StateError, UnknownBackfill
+from backfill.runs import Status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from backfill.context import Context
     from backfill.discovery import Declared
     from backfill.planner import Plan
-    from backfill.runs import Run
+    from backfill.runs import Outcome, Run
     from backfill.sync import Sought
 
-EXIT_COMPLETE = 0
-EXIT_FAILED = 1
-EXIT_USAGE = 2
-EXIT_STOPPED = 3
-EXIT_HELD = 4
-EXIT_QUARANTINED = 5
-
-_EXITS = {
-    Outcome.COMPLETE: EXIT_COMPLETE,
-    Outcome.FAILED: EXIT_FAILED,
-    Outcome.STOPPED: EXIT_STOPPED,
-    Outcome.HELD: EXIT_HELD,
-    Outcome.QUARANTINED: EXIT_QUARANTINED,
-}
-_WORST_FIRST = (EXIT_FAILED, EXIT_HELD, EXIT_STOPPED, EXIT_QUARANTINED, EXIT_COMPLETE)
-
-
-class _Failure(click.ClickException):
-    exit_code = EXIT_FAILED
-
-
-class _Misused(click.ClickException):
-    exit_code = EXIT_USAGE
-
-
-def _command(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn our errors into one line and an exit code."""
-
-    @wraps(function)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return function(*args, **kwargs)
-        except UnknownBackfill as error:
-            raise _Misused(str(error)) from error
-        except BackfillError as error:
-            raise _Failure(str(error)) from error
-        except SQLAlchemyError as error:
-            raise _Failure(f"The database: {_database_error(error)}.") from error
-
-    return wrapped
-
-
-def _resumable(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Let Ctrl-C stop a run that has not begun, as it stops one that has."""
-
-    @wraps(function)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return function(*args, **kwargs)
-        except KeyboardInterrupt:
-            click.echo("Stopped before it began; `backfill run` goes on.", err=True)
-            sys.exit(EXIT_STOPPED)
-
-    return wrapped
-
-
-def _database_error(error: SQLAlchemyError) -> str:
-    """Return the server's code and, of a failed connection, its text; else it may hold values."""
-    original = getattr(error, "orig", None)
-    code = getattr(original, "sqlstate", None) or (original.args[:1] if original else "")
-    text = "" if getattr(error, "statement", None) else f" {original or error}"
-    return f"{type(original or error).__name__} {code or ''}{text}".strip()
-
-
-_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 _names = click.argument("names", nargs=-1, metavar="[NAME]...")
 _name = click.argument("name")
 
@@ -129,7 +71,7 @@ def cli(
 @click.option("--revision", required=True, help="The revision after which it may run.")
 @click.option("--table", required=True, help="The table to fill.")
 @click.pass_obj
-@_command
+@command
 def new(call: Call, name: str, revision: str, table: str) -> None:
     """Write a commented class beside the revision."""
     for path in scaffold.write_class(call.project.script, name, revision, table):
@@ -137,9 +79,9 @@ def new(call: Call, name: str, revision: str, table: str) -> None:
 
 
 @cli.command("list")
-@_json
+@json_option
 @click.pass_obj
-@_command
+@command
 def list_(call: Call, as_json: bool) -> None:
     """List the declared backfills in the order of the revisions."""
 
@@ -148,7 +90,7 @@ def list_(call: Call, as_json: bool) -> None:
 
     document = call.collect((), look)
     if as_json:
-        _print_json(document)
+        print_json(document)
         return
     if not document:
         click.echo("No backfill is declared. Write one: backfill new NAME --revision REV --table T")
@@ -171,9 +113,9 @@ def list_(call: Call, as_json: bool) -> None:
 @cli.command()
 @_names
 @click.option("--chunk-size", type=int, help="Rows a chunk writes at most.")
-@_json
+@json_option
 @click.pass_obj
-@_command
+@command
 def plan(call: Call, names: tuple[str, ...], chunk_size: int | None, as_json: bool) -> None:
     """Show what a run would do: SQL, the walk's own plan, warnings, time. Changes nothing."""
     _show_plans(call.each(names), {"chunk_size": chunk_size}, as_json=as_json)
@@ -182,9 +124,9 @@ def plan(call: Call, names: tuple[str, ...], chunk_size: int | None, as_json: bo
 @cli.command()
 @_names
 @click.option("--watch", is_flag=True, help="Show it again each second until Ctrl-C.")
-@_json
+@json_option
 @click.pass_obj
-@_command
+@command
 def status(call: Call, names: tuple[str, ...], watch: bool, as_json: bool) -> None:
     """Show progress, rate, time left, failures and who holds the leases."""
     gone = call.gone(names)
@@ -201,7 +143,7 @@ def status(call: Call, names: tuple[str, ...], watch: bool, as_json: bool) -> No
     while True:
         document = call.collect(named, look)
         if as_json:
-            _print_json(document)
+            print_json(document)
         else:
             if watch:
                 click.clear()
@@ -213,9 +155,9 @@ def status(call: Call, names: tuple[str, ...], watch: bool, as_json: bool) -> No
 
 @cli.command()
 @_names
-@_json
+@json_option
 @click.pass_obj
-@_command
+@command
 def verify(call: Call, names: tuple[str, ...], as_json: bool) -> None:
     """Count pending rows in short reads; exit 1 if there are any."""
 
@@ -225,7 +167,7 @@ def verify(call: Call, names: tuple[str, ...], as_json: bool) -> None:
 
     document = call.collect(names, look)
     if as_json:
-        _print_json(document)
+        print_json(document)
     else:
         for row in document:
             pending = row["pending"]
@@ -241,14 +183,14 @@ def verify(call: Call, names: tuple[str, ...], as_json: bool) -> None:
 
 @cli.command()
 @_names
-@_json
+@json_option
 @click.pass_obj
-@_command
+@command
 def check(call: Call, names: tuple[str, ...], as_json: bool) -> None:
     """Exit 0 only if all due backfills are complete: for deploys and probes."""
     document = call.collect(names, lambda here, chosen: overview.check(chosen, here.dialect))
     if as_json:
-        _print_json(document)
+        print_json(document)
     else:
         for row in document:
             state = "complete" if row["complete"] else f"not complete: {row['reason']}"
@@ -262,9 +204,9 @@ def check(call: Call, names: tuple[str, ...], as_json: bool) -> None:
 @cli.command()
 @click.option("--all", "everything", is_flag=True, help="Applied revisions and complete ones too.")
 @click.option("--ignore", multiple=True, metavar="CODE", help="Leave these findings out.")
-@_json
+@json_option
 @click.pass_obj
-@_command
+@command
 def doctor(call: Call, everything: bool, ignore: tuple[str, ...], as_json: bool) -> None:
     """Find known traps in env.py, revisions and database; exit 1 if there are any.
 
@@ -274,7 +216,7 @@ def doctor(call: Call, everything: bool, ignore: tuple[str, ...], as_json: bool)
 
     found = [one for one in examine(call, everything=everything) if one.code not in ignore]
     if as_json:
-        _print_json([asdict(one) for one in found])
+        print_json([asdict(one) for one in found])
     else:
         _echo(presentation.findings(found))
     if found:
@@ -286,23 +228,11 @@ def doctor(call: Call, everything: bool, ignore: tuple[str, ...], as_json: bool)
 
 @cli.command()
 @_names
-@click.option("--chunk-size", type=int, help="Rows a chunk writes at most; fixed.")
-@click.option("--target-seconds", type=float, help="How long a chunk may hold its locks.")
-@click.option("--nice", type=float, help="Seconds of rest a second of work; else 1 in company.")
-@click.option("--rows-per-second", type=float, help="Change no more, all workers together.")
-@click.option("--window", metavar="HOURS", help='Write only then: "22:00-06:00 Europe/Berlin".')
-@click.option("--workers", type=int, help="Threads that walk key ranges side by side.")
-@click.option("--processes", type=int, help="Processes that do so, for transforms that compute.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="ROWS", help="Change so many rows.")
-@click.option("--max-seconds", type=click.FloatRange(min=0), help="Stop after so long.")
-@click.option("--max-failures", type=int, help="Quarantine so many rows at most.")
-@click.option("--dry-run", is_flag=True, help="Show the plan of what is due; change nothing.")
-@click.option("--accept-change", is_flag=True, help="Go on although the class was changed.")
 @click.option("--again", is_flag=True, help="Begin anew where a run by this name has succeeded.")
-@click.option("--json", "as_json", is_flag=True, help="Print a line of JSON an event.")
+@run_options
 @click.pass_obj
-@_command
-@_resumable
+@command
+@resumable
 def run(
     call: Call,
     names: tuple[str, ...],
@@ -324,24 +254,18 @@ def run(
         _show_plans(due, options, as_json=as_json)
         return
     call.notice_downgrades()
-    from backfill.running import run_due  # here, since no other command needs all that
+    from backfill.running import run_due, runs  # here, since no other command needs all that
 
-    outcomes = run_due(
-        due,
+    with runs(
         options,
         limit=limit,
         max_seconds=max_seconds,
-        passes_over_cancelled=not names,
         accept_change=accept_change,
         as_json=as_json,
         again=again,
-    )
-    sys.exit(_worst(outcomes))
-
-
-def _worst(outcomes: Sequence[Outcome]) -> int:
-    codes = {EXIT_COMPLETE, *(_EXITS[outcome] for outcome in outcomes)}
-    return next(code for code in _WORST_FIRST if code in codes)
+    ) as running:
+        outcomes = run_due(due, running, passes_over_cancelled=not names)
+    sys.exit(worst(outcomes))
 
 
 # -- steering ------------------------------------------------------------------------------
@@ -350,7 +274,7 @@ def _worst(outcomes: Sequence[Outcome]) -> int:
 @cli.command()
 @_name
 @click.pass_obj
-@_command
+@command
 def pause(call: Call, name: str) -> None:
     """Stop a run; when this has returned, nothing more is written."""
     is_new = call.on(name, lambda here, one: _move(here, one.name, Status.PAUSED))
@@ -361,7 +285,7 @@ def pause(call: Call, name: str) -> None:
 @cli.command()
 @_name
 @click.pass_obj
-@_command
+@command
 def resume(call: Call, name: str) -> None:
     """Let a paused run go on with the next `backfill run`."""
     is_new = call.on(name, lambda here, one: _move(here, one.name, Status.PENDING))
@@ -372,7 +296,7 @@ def resume(call: Call, name: str) -> None:
 @cli.command()
 @_name
 @click.pass_obj
-@_command
+@command
 def cancel(call: Call, name: str) -> None:
     """Give a run up, or its triggers; when this has returned, nothing more is written."""
     try:
@@ -412,7 +336,7 @@ def _cancel_gone(context: Context, name: str) -> bool:
 @_name
 @click.argument("changes", nargs=-1, required=True, metavar="KEY=VALUE...")
 @click.pass_obj
-@_command
+@command
 def set_(call: Call, name: str, changes: tuple[str, ...]) -> None:
     """Change size, pace or limits of an unfinished run; KEY= takes a change back.
 
@@ -450,9 +374,9 @@ def _with_a_run(context: Context, name: str) -> str:
 @cli.command()
 @_names
 @click.option("--retry", is_flag=True, help="Try the rows again.")
-@_json
+@json_option
 @click.pass_obj
-@_command
+@command
 def failures(call: Call, names: tuple[str, ...], retry: bool, as_json: bool) -> None:
     """Show quarantined rows; with --retry try them again."""
     outcomes: list[Outcome] = []
@@ -462,7 +386,7 @@ def failures(call: Call, names: tuple[str, ...], retry: bool, as_json: bool) -> 
         outcomes = [here.dialect.call(retry_failures, here, one) for here, one in call.each(names)]
     document = call.collect(names, lambda here, chosen: overview.failures(chosen, here.store))
     if as_json:
-        _print_json(document)
+        print_json(document)
     else:
         rows = presentation.table(
             ("name", "key", "attempts", "error"),
@@ -471,11 +395,7 @@ def failures(call: Call, names: tuple[str, ...], retry: bool, as_json: bool) -> 
         _echo(rows)
         if not document:
             click.echo("No row is quarantined.")
-    sys.exit(_worst(outcomes))
-
-
-def _print_json(document: Any) -> None:
-    click.echo(json.dumps(document, indent=2))
+    sys.exit(worst(outcomes))
 
 
 def _echo(lines: Iterable[str]) -> None:
@@ -493,13 +413,16 @@ def _show_plans(
 
     plans = [here.dialect.call(planned, here, one) for here, one in chosen if one.is_applied]
     if as_json:
-        _print_json([asdict(found) for found in plans])
+        print_json([asdict(found) for found in plans])
         return
     for found in plans:
         _echo(presentation.plan(found))
     for _, one in chosen:
         if not one.is_applied:
             click.echo(f"{one.name}: waits for revision {one.revision}; no plan before it")
+
+
+cli.add_command(cli_alembic.upgrade)
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from backfill import store
 from backfill.dialects import dialect_for
 from backfill.errors import BackfillError
 from backfill.failures import describe
+from backfill.proof import first_rows
 from backfill.runs import Status
 from backfill.targets import bind
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from backfill.declaration import Backfill
-    from backfill.targets import Target
 
 logger = logging.getLogger(__name__)
 
@@ -117,23 +117,7 @@ def _is_complete(connection: sa.Connection, name: str, declaration: type[Backfil
     if declaration is None:
         return run is not None
     target = bind(declaration, dialect_for(connection.engine), connection)
-    rows, pending = _first_rows(connection, target)
+    rows, pending = first_rows(connection, target, LOOKED_AT + 1)
     if target.pending is None:
         return run is not None or rows == 0
     return pending == 0 and (run is not None or rows <= LOOKED_AT)
-
-
-def _first_rows(connection: sa.Connection, target: Target) -> tuple[int, int]:
-    """Count the first rows by key, one more than are looked at, and those of them that are
-    pending. By key, since nothing else keeps a database from reading the whole table."""
-    is_pending = sa.false() if target.pending is None else target.pending
-    first = (
-        sa.select(sa.case((is_pending, 1), else_=0).label("is_pending"))
-        .select_from(target.table)
-        .order_by(*target.key.columns)
-        .limit(LOOKED_AT + 1)
-        .subquery()
-    )
-    pending = sa.func.coalesce(sa.func.sum(first.c.is_pending), 0)
-    found = connection.execute(sa.select(sa.func.count(), pending).select_from(first)).one()
-    return int(found[0]), int(found[1])

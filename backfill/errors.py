@@ -4,6 +4,7 @@ BackfillError                 what happened, to which object, what to do next
 ├─ ConfigurationError         a setting, the Alembic project or the database URL
 ├─ DeclarationError           a backfill class is wrong, or does not fit its table
 │  └─ UnknownBackfill         no class has this name
+├─ UpgradeFailed              a revision could not be applied, or Alembic refuses the way
 ├─ StateError                 our own tables are not as this version needs them
 ├─ RunError
 │  ├─ InvalidTransition       the run's status does not allow this
@@ -12,6 +13,7 @@ BackfillError                 what happened, to which object, what to do next
 │  ├─ UnreadableRow           the driver cannot read a value that is stored in a row
 │  ├─ UnsendableValue         the driver cannot send a value that was computed for a row
 │  └─ WorkerFailed            an error ended a worker in a process of its own
+│  └─ BackfillRequired        a gate refuses its revision
 ├─ LeaseError
 │  ├─ LeaseHeld               another runner works on this range
 │  └─ LeaseLost               our claim was replaced; nothing of ours may commit
@@ -49,6 +51,10 @@ class UnknownBackfill(DeclarationError):
         self.close = close
         hint = f"Did you mean {', '.join(close)}?" if close else "See `backfill list`."
         super().__init__(f"No backfill is called {name!r}. {hint}")
+
+
+class UpgradeFailed(BackfillError):
+    """A revision could not be applied, or Alembic refuses the way to it."""
 
 
 class StateError(BackfillError):
@@ -103,6 +109,17 @@ class DeclarationChanged(RunError):
 
 class RunFailed(RunError):
     """The run stopped and needs a person; it can be continued afterwards."""
+
+
+class BackfillRequired(RunError):
+    """A gate refuses its revision."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        self.name = name
+        super().__init__(
+            f"Backfill {name!r} is not complete: {reason}."
+            f" Run `backfill run {name}`, then upgrade again."
+        )
 
 
 class UnreadableRow(RunError):

@@ -20,7 +20,13 @@ from backfill import downgrades, placement, tables
 from backfill.configuration import settings_of
 from backfill.dialects import dialect_for, offline_check
 from backfill.discovery import discover, named
-from backfill.errors import BackfillError, LeaseHeld, RunFailed, UnknownBackfill
+from backfill.errors import (
+    BackfillError,
+    BackfillRequired,
+    LeaseHeld,
+    RunFailed,
+    UnknownBackfill,
+)
 from backfill.proof import incomplete_reason, offline_conditions
 from backfill.targets import bind
 
@@ -79,10 +85,7 @@ def _require_backfill(operations: Operations, operation: RequireBackfill) -> Non
     with _told_by_alembic(context, stands):
         reason = _why_not(context, operation)
         if reason is not None:
-            raise RunFailed(
-                f"Backfill {name!r} is not complete: {reason}."
-                f" Run `backfill run {name}`, then upgrade again."
-            )
+            raise BackfillRequired(name, reason)
     _stop_sync(context, name)
 
 

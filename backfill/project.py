@@ -43,6 +43,8 @@ class Project:
     """The revisions that the database stands at."""
     database: str = ""
     """What env.py calls it, where it migrates several."""
+    is_elsewhere: bool = False
+    """`--url` named another database than the one that env.py leads to."""
 
     @cached_property
     def applied(self) -> frozenset[str]:
@@ -137,13 +139,19 @@ class _Database:
     @classmethod
     def of(cls, context: MigrationContext, connection: sa.Connection) -> _Database:
         return cls(
-            # As the templates for several databases have it: "engine1_upgrades".
-            context.opts.get("upgrade_token", "").removesuffix("upgrades").removesuffix("_"),
+            database_name(context),
             keep_place(connection),
             tuple(context.get_current_heads()),
             context.version_table,
             context.version_table_schema,
         )
+
+
+def database_name(context: MigrationContext) -> str:
+    """Return what env.py calls the database that it migrates now; "" where it has only one."""
+    # As the templates for several databases have it: "engine1_upgrades".
+    token: str = context.opts.get("upgrade_token", "")
+    return token.removesuffix("upgrades").removesuffix("_")
 
 
 def _run_env(config: Config, script: ScriptDirectory) -> list[_Database]:
@@ -156,7 +164,7 @@ def _run_env(config: Config, script: ScriptDirectory) -> list[_Database]:
         return []
 
     try:
-        with _kept_logging(), EnvironmentContext(config, script, fn=look, dont_mutate=True):
+        with _quiet(), EnvironmentContext(config, script, fn=look, dont_mutate=True):
             outside_of_loops(script.run_env)
     except Exception as error:
         raise ConfigurationError(
@@ -171,10 +179,10 @@ def _run_env(config: Config, script: ScriptDirectory) -> list[_Database]:
             " `upgrade_token` what. Let it migrate one database or schema alone, such as by"
             " `backfill -x tenant=NAME …`."
         )
-    return [replace(one, engine=_let_go(one.engine)) for one in found]
+    return [replace(one, engine=let_go(one.engine)) for one in found]
 
 
-def _let_go(engine: sa.Engine) -> sa.Engine:
+def let_go(engine: sa.Engine) -> sa.Engine:
     """Close what env.py left in the pool: an advisory lock would be held as long as we run."""
     if isinstance(engine.pool, sa.QueuePool) and not engine.dialect.is_async:
         engine.dispose()
@@ -182,16 +190,25 @@ def _let_go(engine: sa.Engine) -> sa.Engine:
 
 
 @contextmanager
-def _kept_logging() -> Iterator[None]:
+def _quiet() -> Iterator[None]:
+    """Alembic's "Context impl …" is for its own commands."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with kept_loggers():
+            yield
+    finally:
+        logging.disable(before)
+
+
+@contextmanager
+def kept_loggers() -> Iterator[None]:
     """env.py's fileConfig disables every logger that exists already, ours and the user's."""
     known = logging.root.manager.loggerDict.values()
     loggers = [one for one in known if isinstance(one, logging.Logger) and not one.disabled]
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # Alembic's "Context impl …" is for its own commands
     try:
         yield
     finally:
-        logging.disable(before)
         for logger in loggers:
             logger.disabled = False
 
@@ -233,7 +250,8 @@ def _elsewhere(config: Config, script: ScriptDirectory, instead: _Database, url:
 
     try:
         engine = free_of_event_loops(sa.create_engine(url, poolclass=sa.pool.NullPool))
-        return Project(config, script, engine, dialect_for(engine).call(heads), instead.name)
+        found = dialect_for(engine).call(heads)
+        return Project(config, script, engine, found, instead.name, is_elsewhere=True)
     except (ImportError, sa.exc.SQLAlchemyError) as error:
         shown = sa.make_url(url).render_as_string(hide_password=True)
         text = f"{shown} cannot be reached: {_scrubbed(error, config)}"

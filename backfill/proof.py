@@ -76,6 +76,24 @@ def _quarantine(connection: sa.Connection, target: Target) -> str:
     return f", {rows:,} of them quarantined (see `backfill failures {name}`)" if rows else ""
 
 
+def first_rows(connection: sa.Connection, target: Target, at_most: int) -> tuple[int, int]:
+    """Count the first rows by key, at most so many, and those of them that are pending.
+
+    By key, since nothing else keeps a database from reading the whole table.
+    """
+    is_pending = sa.false() if target.pending is None else target.pending
+    first = (
+        sa.select(sa.case((is_pending, 1), else_=0).label("is_pending"))
+        .select_from(target.table)
+        .order_by(*target.key.columns)
+        .limit(at_most)
+        .subquery()
+    )
+    pending = sa.func.coalesce(sa.func.sum(first.c.is_pending), 0)
+    found = connection.execute(sa.select(sa.func.count(), pending).select_from(first)).one()
+    return int(found[0]), int(found[1])
+
+
 def any_pending(
     connection: sa.Connection,
     target: Target,

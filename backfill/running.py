@@ -1,4 +1,4 @@
-"""What `backfill run` and `backfill failures --retry` do: runners, reporters and signals."""
+"""What `backfill run`, `upgrade` and `failures --retry` do: runners, reporters and signals."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from backfill import quarantine
@@ -18,7 +18,7 @@ from backfill.runner import Runner
 from backfill.runs import Outcome, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from backfill.context import Context
@@ -34,59 +34,86 @@ EXIT_NOW = 3
 """The exit code of a second Ctrl-C: stopped, and resumable."""
 
 
-def run_due(
-    due: Sequence[tuple[Context, Declared]],
+class Runs:
+    """Runs backfills one after the other, with one budget, and tells of them."""
+
+    def __init__(
+        self,
+        options: dict[str, Any],
+        budget: Budget,
+        report: Reporter,
+        *,
+        accept_change: bool,
+        again: bool = False,
+    ) -> None:
+        self.budget = budget
+        self.report = report
+        self._options = options
+        self._accept_change = accept_change
+        self._again = again
+
+    def one(self, context: Context, one: Declared) -> Outcome:
+        """Run a backfill, or go on with it."""
+        return context.dialect.call(self._run, context, one)
+
+    def _run(self, context: Context, one: Declared) -> Outcome:
+        how = context.settings(one, self._options)
+        target = context.target(one)
+        runner = Runner(target, context.store, how, self.budget, self.report, context.origin)
+        result = runner.run(accept_change=self._accept_change, again=self._again)
+        if not result.was_reported:
+            say(f"{one.name}: {result.text}")
+        return result.outcome
+
+
+@contextmanager
+def runs(
     options: dict[str, Any],
     *,
     limit: int | None,
     max_seconds: float | None,
-    passes_over_cancelled: bool,
     accept_change: bool,
     as_json: bool,
     again: bool = False,
+) -> Iterator[Runs]:
+    """Give what runs backfills for one command, until a signal or its budget stops it."""
+    budget = Budget(limit, max_seconds)
+    _stop_on_signals(budget)
+    report = Forgiving(_reporter(as_json), lambda: _unheard(budget))
+    try:
+        yield Runs(options, budget, report, accept_change=accept_change, again=again)
+    finally:
+        report.close()
+
+
+def run_due(
+    due: Sequence[tuple[Context, Declared]], runs: Runs, *, passes_over_cancelled: bool
 ) -> list[Outcome]:
     """Run backfills one after the other, until one fails or is stopped.
 
     One whose `depends_on` is not complete is not started.
     """
-    budget = Budget(limit, max_seconds)
-    _stop_on_signals(budget)
-    report = Forgiving(_reporter(as_json), lambda: _unheard(budget))
-
-    def run(context: Context, one: Declared) -> Outcome:
-        how = context.settings(one, options)
-        target = context.target(one)
-        runner = Runner(target, context.store, how, budget, report, context.origin)
-        result = runner.run(accept_change=accept_change, again=again)
-        if not result.was_reported:
-            _say(f"{one.name}: {result.text}")
-        return result.outcome
-
     outcomes = []
     seen, complete = set[str](), set[str]()
-    try:
-        for context, one in due:
-            call = context.dialect.call
-            if passes_over_cancelled and call(_was_cancelled, context, one):
-                _say(f"{one.name}: was cancelled; `backfill run {one.name}` begins anew")
-                outcomes.append(Outcome.FAILED)
-                seen.add(one.name)
-                continue
-            unmet = None if complete.issuperset(one.depends_on) else context.unmet(one)
-            if unmet is not None:
-                _say(f"{one.name}: waits for {unmet}")
-                if seen.isdisjoint(one.depends_on):  # else their outcome is told already
-                    outcomes.append(Outcome.FAILED)
-                seen.add(one.name)
-                continue
+    for context, one in due:
+        if passes_over_cancelled and context.dialect.call(_was_cancelled, context, one):
+            say(f"{one.name}: was cancelled; `backfill run {one.name}` begins anew")
+            outcomes.append(Outcome.FAILED)
             seen.add(one.name)
-            outcomes.append(call(run, context, one))
-            if outcomes[-1] is Outcome.COMPLETE:
-                complete.add(one.name)
-            if outcomes[-1] in (Outcome.FAILED, Outcome.STOPPED):
-                break
-    finally:
-        report.close()
+            continue
+        unmet = None if complete.issuperset(one.depends_on) else context.unmet(one)
+        if unmet is not None:
+            say(f"{one.name}: waits for {unmet}")
+            if seen.isdisjoint(one.depends_on):  # else their outcome is told already
+                outcomes.append(Outcome.FAILED)
+            seen.add(one.name)
+            continue
+        seen.add(one.name)
+        outcomes.append(runs.one(context, one))
+        if outcomes[-1] is Outcome.COMPLETE:
+            complete.add(one.name)
+        if outcomes[-1] in (Outcome.FAILED, Outcome.STOPPED):
+            break
     return outcomes
 
 
@@ -100,14 +127,14 @@ def retry_failures(context: Context, one: Declared) -> Outcome:
         resolved, left = quarantine.retry(
             target, context.store, found, how, lambda: _stand_by(pace, one.name)
         )
-    _say(f"{one.name}: {resolved:,} rows written, {left:,} stay in quarantine")
+    say(f"{one.name}: {resolved:,} rows written, {left:,} stay in quarantine")
     if left:
         return Outcome.QUARANTINED
     if not all(r.finished for r in context.store.ranges(found)):
         return Outcome.COMPLETE
     runner = Runner(target, context.store, how, Budget(), LogReporter(_quiet), context.origin)
     result = runner.run(accept_change=True)  # to retry is to accept the class as it is now
-    _say(f"{one.name}: {result.text}")
+    say(f"{one.name}: {result.text}")
     return result.outcome
 
 
@@ -122,7 +149,7 @@ def _stand_by(pace: Pace, name: str) -> None:
     said = ""
     while (delay := pace.delay(None)).waits:
         if gist(delay.reason) != said:
-            _say(f"{name}: {delay.reason}")
+            say(f"{name}: {delay.reason}")
         said = gist(delay.reason)
         time.sleep(delay.seconds)
 
@@ -131,7 +158,8 @@ def _quiet(_told: object) -> None:
     """The result is told in one line of its own."""
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Tell a person, beside what a program reads."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -145,7 +173,7 @@ def _reporter(as_json: bool) -> Reporter:
         return JsonReporter()
     if sys.stderr.isatty():
         return TerminalReporter()
-    return LogReporter(_say)
+    return LogReporter(say)
 
 
 def _unheard(budget: Budget) -> None:
@@ -165,7 +193,7 @@ def _stop_on_signals(budget: Budget) -> None:
         if budget.stop.is_set():
             os._exit(EXIT_NOW)
         budget.ask_to_stop(f"by {signal.Signals(number).name}")
-        _say("Stopping after this chunk; Ctrl-C again stops now.")
+        say("Stopping after this chunk; Ctrl-C again stops now.")
 
     signal.signal(signal.SIGINT, handle)
     signal.signal(signal.SIGTERM, handle)

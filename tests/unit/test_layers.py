@@ -23,7 +23,10 @@ PACKAGE = Path(backfill.__path__[0])
 LAYERS = [
     {"__init__", "__main__"},
     {"flask"},
-    {"cli", "completion", "operations", "testing"},
+    {"cli"},
+    {"cli_alembic"},
+    {"cli_base", "upgrading"},
+    {"completion", "operations", "testing"},
     {"running", "doctor"},
     {"context", "quarantine", "runner"},
     {"processes"},
@@ -60,7 +63,7 @@ LAYERS = [
 ]
 
 SINGLE_OWNERS = {
-    "click": {"cli", "flask"},
+    "click": {"cli", "cli_alembic", "cli_base", "flask"},
     "flask": {"application", "flask"},
     "tqdm": {"reporters"},
     "tenacity": {"retries"},
@@ -71,6 +74,7 @@ SINGLE_OWNERS = {
         "discovery",
         "downgrades",
         "testing.schema",
+        "upgrading",
     },
 }
 

@@ -1,0 +1,67 @@
+"""The commands that do what Alembic's own do, and more: `upgrade`, `revision`."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from backfill.cli_base import command, print_json, run_options, worst
+
+if TYPE_CHECKING:
+    from backfill.context import Call
+
+
+@click.command()
+@click.argument("revision", default="head")
+@click.option("--tag", help="An argument for env.py, as for alembic.")
+@run_options
+@click.pass_obj
+@command
+def upgrade(
+    call: Call,
+    revision: str,
+    tag: str | None,
+    limit: int | None,
+    max_seconds: float | None,
+    dry_run: bool,
+    accept_change: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Do Alembic's upgrade to REVISION, `head` by default, and run each backfill on the way.
+
+    A backfill runs as soon as its revision is applied, before the next one is. Relative ids,
+    branches and `heads` mean what they mean to Alembic.
+    """
+    from backfill.running import runs  # here, since no other command needs all that
+    from backfill.upgrading import Upgrade, forecast
+
+    if dry_run:
+        _show(forecast(call.contexts, revision), as_json=as_json)
+        return
+    call.notice_downgrades()
+    with runs(
+        options,
+        limit=limit,
+        max_seconds=max_seconds,
+        accept_change=accept_change,
+        as_json=as_json,
+    ) as running:
+        outcomes = Upgrade(call.contexts, revision, running, tag).run()
+    sys.exit(worst(outcomes))
+
+
+def _show(document: list[dict[str, Any]], *, as_json: bool) -> None:
+    if as_json:
+        print_json(document)
+        return
+    for row in document:
+        where = f" ({row['database']})" if row["database"] else ""
+        if row["revision"] is not None:
+            click.echo(f"upgrade to {row['revision']}{where}")
+        for name in row["backfills"]:
+            click.echo(f"run {name}{where}")
+    if not document:
+        click.echo("Nothing is to be done.")

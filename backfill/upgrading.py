@@ -1,0 +1,331 @@
+"""`backfill upgrade`: Alembic's upgrade, interrupted where a backfill has to run.
+
+env.py is run for a stretch of revisions at a time. A stretch ends behind a revision whose
+backfill has work to do: the schema is then the one that it was written for, whatever later
+revisions drop. Where it has none, as in a new database, the stretch goes on.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from alembic.runtime.environment import EnvironmentContext
+from alembic.runtime.migration import MigrationStep
+from alembic.util import CommandError
+
+from backfill import overview
+from backfill.budget import Stopped
+from backfill.dialects import dialect_for, outside_of_loops
+from backfill.discovery import named
+from backfill.errors import (
+    BackfillError,
+    BackfillRequired,
+    ConfigurationError,
+    DeclarationError,
+    UpgradeFailed,
+)
+from backfill.failures import describe
+from backfill.project import database_name, kept_loggers, let_go
+from backfill.proof import first_rows
+from backfill.reporters import Event
+from backfill.running import say
+from backfill.runs import Outcome, Status
+from backfill.targets import bind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import sqlalchemy as sa
+    from alembic.runtime.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+
+    from backfill.context import Context
+    from backfill.discovery import Declared
+    from backfill.running import Runs
+    from backfill.targets import Target
+
+GLANCE = 1_000
+"""Rows looked at to see that there is nothing to do, under whatever locks the migration holds."""
+
+_HAS_ENDED = (Outcome.FAILED, Outcome.STOPPED, Outcome.HELD, Outcome.QUARANTINED)
+
+Pair = tuple["Context", "Declared"]
+
+
+@dataclass
+class _Way:
+    """One database, and the revisions that it is to go through."""
+
+    context: Context
+    revision: str
+    wanted: list[str] | None = None
+    """All of them, found when it first stood before them: `+2` means another one later."""
+    current: str = ""
+    passed: list[str] = field(default_factory=list)
+    """Those of the last stretch."""
+    due: list[Pair] = field(default_factory=list)
+    """Backfills that ended the last stretch."""
+
+    @property
+    def script(self) -> ScriptDirectory:
+        return self.context.project.script
+
+    def left(self, heads: Sequence[str]) -> list[str]:
+        """Return the revisions between these heads and the end, in Alembic's order."""
+        if self.wanted is None:
+            steps = self.script._upgrade_revs(self.revision, heads)  # type: ignore[arg-type]
+            self.wanted = [step.revision.revision for step in steps]
+        applied = {one.revision for one in self.script.iterate_revisions(tuple(heads), "base")}
+        return [revision for revision in self.wanted if revision not in applied]
+
+    def steps(self, heads: Sequence[str], connection: sa.Connection, runs: Runs) -> Iterator[Any]:
+        """Give Alembic one step after the other, and none behind a backfill with work to do."""
+        self.passed, self.due = [], []
+        for revision in self.left(heads):
+            if _is_over(runs):
+                return
+            self.current = revision
+            script = self.script.get_revision(revision)
+            yield MigrationStep.upgrade_from_script(self.script.revision_map, script)
+            self.passed.append(revision)
+            self.due = [
+                (self.context, one)
+                for one in self.context.declared
+                if one.revision == revision and _has_work(one, connection)
+            ]
+            if self.due:
+                return
+
+
+class Upgrade:
+    """One call of the command, on all databases that env.py migrates."""
+
+    def __init__(
+        self, contexts: Sequence[Context], revision: str, runs: Runs, tag: str | None = None
+    ) -> None:
+        self._contexts = contexts
+        self._revision = revision
+        self._runs = runs
+        self._tag = tag
+        self._ways = {one.project.database: _Way(one, revision) for one in contexts}
+        self._waiting: list[Pair] = []
+        """Backfills that depend on others whose revisions are not applied yet."""
+        self._asked: dict[str, set[str]] = defaultdict(set)
+        """Why backfills were run, and which: none twice for the same reason."""
+
+    def run(self) -> list[Outcome]:
+        """Upgrade to the revision, and run the backfills on the way.
+
+        Returns how the backfills ended; the last one tells why the upgrade has not come further.
+        Raises UpgradeFailed, and what a backfill's declaration raises.
+        """
+        _refuse_elsewhere(self._contexts)
+        due = [pair for context in self._contexts for pair in _unfinished(context)]
+        outcomes = []
+        while True:
+            outcomes += self._run_all(due)
+            if outcomes and outcomes[-1] in _HAS_ENDED:
+                return outcomes
+            if _is_over(self._runs):
+                say(f"stopped: {self._runs.budget.reason}; the same command goes on")
+                return [*outcomes, Outcome.STOPPED]
+            due = self._stretch()
+            if not due and not _is_over(self._runs):
+                return [*outcomes, *map(self._left_waiting, self._waiting)]
+
+    def _run_all(self, due: Sequence[Pair]) -> list[Outcome]:
+        """Run backfills until one does not get through. Those whose `depends_on` is not complete
+        wait for a later revision's."""
+        outcomes: list[Outcome] = []
+        left = [*due, *self._waiting]
+        while left:
+            ready = [pair for pair in left if pair[0].unmet(pair[1]) is None][:1]
+            if not ready:
+                break
+            left.remove(ready[0])
+            outcomes.append(self._runs.one(*ready[0]))
+            if outcomes[-1] in _HAS_ENDED:
+                break
+        self._waiting = left
+        return outcomes
+
+    def _left_waiting(self, pair: Pair) -> Outcome:
+        context, one = pair
+        say(f"{one.name}: waits for {context.unmet(one)}")
+        return Outcome.FAILED
+
+    def _stretch(self) -> list[Pair]:
+        """Migrate as far as the data allow; the backfills that have to run before the rest."""
+        try:
+            self._migrate()
+            due = [pair for way in self._ways.values() for pair in way.due]
+            again = "its revision is not there afterwards; does env.py commit its transaction?"
+        except BackfillRequired as refused:
+            due = _by_name(self._contexts, refused.name)
+            again = str(refused)
+        for _, one in due:
+            if one.name in self._asked[again]:
+                raise UpgradeFailed(
+                    f"{one.name} was run, and the upgrade comes no further: {again}"
+                )
+            self._asked[again].add(one.name)
+        self._tell_passed()
+        return due
+
+    def _migrate(self) -> None:
+        """Run env.py once."""
+        project = self._contexts[0].project
+        now: list[_Way] = []
+        engines: list[sa.Engine] = []
+
+        def steps(heads: Any, context: MigrationContext) -> Iterator[Any]:
+            assert context.connection is not None
+            engines.append(context.connection.engine)
+            now.append(self._ways[database_name(context)])
+            return now[-1].steps(heads, context.connection, self._runs)
+
+        environment = EnvironmentContext(
+            project.config,
+            project.script,
+            fn=steps,
+            starting_rev=None,
+            destination_rev=self._revision,
+            tag=self._tag,
+        )
+        try:
+            with kept_loggers(), environment:
+                outside_of_loops(project.script.run_env)
+        except BackfillError:
+            raise
+        except CommandError as error:
+            if isinstance(error.__cause__, BackfillRequired):
+                raise error.__cause__ from error
+            raise UpgradeFailed(str(error)) from error
+        except Exception as error:
+            raise UpgradeFailed(_described(error, now)) from error
+        finally:
+            for engine in engines:
+                let_go(engine)
+
+    def _tell_passed(self) -> None:
+        for way in self._ways.values():
+            for revision in way.passed:
+                numbers = {"revision": revision, "database": way.context.project.database}
+                self._runs.report(Event("upgraded", "", numbers=numbers))
+
+
+def forecast(contexts: Sequence[Context], revision: str) -> list[dict[str, Any]]:
+    """Return the revisions that an upgrade would apply, each with its backfills; reads only.
+
+    What is to be run before the first of them comes with the revision null.
+    """
+    _refuse_elsewhere(contexts)
+    document = []
+    for context in contexts:
+        database, project = context.project.database, context.project
+        first = [one.name for _, one in _unfinished(context)]
+        rows: list[tuple[str | None, list[str]]] = [(None, first)] if first else []
+        try:
+            left = _Way(context, revision).left(project.heads)
+        except CommandError as error:
+            raise UpgradeFailed(str(error)) from error
+        rows += [(r, [o.name for o in context.declared if o.revision == r]) for r in left]
+        document += [{"database": database, "revision": r, "backfills": b} for r, b in rows]
+    return document
+
+
+# -- which backfills have to run -----------------------------------------------------------
+
+
+def _unfinished(context: Context) -> list[Pair]:
+    """Return the backfills of revisions that are applied already and were not run to their end."""
+    return context.dialect.call(
+        lambda: [(context, one) for one in context.declared if _is_unfinished(context, one)]
+    )
+
+
+def _is_unfinished(context: Context, one: Declared) -> bool:
+    if not one.is_applied:
+        return False
+    run = context.store.current(one.name) if context.store.exists() else None
+    if run is None or run.status is Status.STALE:
+        return _was_left_out(context, one)
+    if run.status is Status.CANCELLED:
+        say(f"{one.name}: was cancelled, and is passed over")
+    return not run.is_over
+
+
+def _was_left_out(context: Context, one: Declared) -> bool:
+    """Whether a backfill that was never run, or was downgraded since, has something to do.
+
+    Below the database's heads later revisions may have dropped what it was about.
+    """
+    try:
+        looking = overview.looking_at(one.declaration, context.dialect)
+        with looking as (connection, target, reading), reading():
+            return not _is_done(connection, target)
+    except DeclarationError as error:
+        if one.revision in context.project.heads:
+            raise
+        say(f"{one.name}: was never run, and is passed over: {error}")
+        return False
+
+
+def _has_work(one: Declared, connection: sa.Connection) -> bool:
+    """Look on the migration's own connection, and leave it as it was."""
+    was_in_transaction = connection.in_transaction()
+    target = bind(one.declaration, dialect_for(connection.engine), connection)
+    done = _is_done(connection, target)
+    if not was_in_transaction:
+        connection.rollback()
+    return not done
+
+
+def _is_done(connection: sa.Connection, target: Target) -> bool:
+    """Whether a glance shows that all is done. Without a `where` only a run's record tells."""
+    if target.pending is None:
+        return False
+    rows, pending = first_rows(connection, target, GLANCE + 1)
+    return pending == 0 and rows <= GLANCE
+
+
+def _by_name(contexts: Sequence[Context], name: str) -> list[Pair]:
+    pairs = [(context, one) for context in contexts for one in context.declared]
+    wanted = named([one for _, one in pairs], [name])
+    return [pair for pair in pairs if pair[1] in wanted]
+
+
+# -- what goes wrong -----------------------------------------------------------------------
+
+
+def _is_over(runs: Runs) -> bool:
+    try:
+        runs.budget.raise_if_over()
+    except Stopped:
+        return True
+    return False
+
+
+def _refuse_elsewhere(contexts: Sequence[Context]) -> None:
+    for context in contexts:
+        if context.project.is_elsewhere:
+            raise ConfigurationError(
+                f"{context.project.script.env_py_location} does not follow `--url`, and an upgrade"
+                " would change the database that it leads to. Let env.py read sqlalchemy.url from"
+                " its configuration, or leave `--url` out."
+            )
+
+
+def _described(error: Exception, now: Sequence[_Way]) -> str:
+    """Say which revision failed, without the row's values that a server's text may carry."""
+    if not now or not now[-1].current:
+        return f"env.py failed: {type(error).__name__}. `alembic current` shows all of it."
+    way = now[-1]
+    text = describe(error, way.context.dialect)
+    path = way.script.get_revision(way.current).path
+    return (
+        f"Revision {way.current} ({path}) failed: {text}."
+        f" `alembic upgrade {way.current}` shows all of it."
+    )
