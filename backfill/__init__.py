@@ -1,5 +1,6 @@
 """Data migrations beside Alembic revisions: batched, resumable, polite to live tables."""
 
+from backfill import contracting as _contracting  # registers op.set_not_null with Alembic
 from backfill import operations as _operations  # registers op.require_backfill with Alembic
 from backfill.completion import is_complete
 from backfill.declaration import Backfill, DeclarationWarning
@@ -9,4 +10,4 @@ __all__ = ["Backfill", "BackfillError", "DeclarationWarning", "__version__", "is
 
 __version__ = "0.1.0"
 
-del _operations
+del _contracting, _operations

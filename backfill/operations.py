@@ -49,22 +49,30 @@ if TYPE_CHECKING:
 class RequireBackfill(MigrateOperation):
     """`op.require_backfill("name")`, first in a revision: refuse until it is complete."""
 
-    def __init__(self, name: str, *, inline: bool | None = None) -> None:
+    def __init__(self, name: str, *, inline: bool | None = None, keep_sync: bool = False) -> None:
         self.name = name
         self.inline = inline
+        self.keep_sync = keep_sync
 
     @classmethod
     def require_backfill(
-        cls, operations: Operations, name: str, *, inline: bool | None = None
+        cls,
+        operations: Operations,
+        name: str,
+        *,
+        inline: bool | None = None,
+        keep_sync: bool = False,
     ) -> None:
         """Refuse this revision until the backfill `name` is complete, as the data say.
+
+        Its triggers of `sync` end here, but for `keep_sync`: then `op.replace_columns` ends them.
 
         Must be the first operation of its `upgrade()`: what precedes it in the same
         transaction is committed. With `inline=True`, or by the setting `gate = "inline"`, a
         remainder of `inline_rows` at most is done here, on the revision's own connection.
         Raises alembic's CommandError, with the command to run.
         """
-        operations.invoke(cls(name, inline=inline))
+        operations.invoke(cls(name, inline=inline, keep_sync=keep_sync))
 
     def reverse(self) -> StopBackfillSync:
         """Return what a downgrade says instead: nothing is required of it."""
@@ -86,7 +94,8 @@ def _require_backfill(operations: Operations, operation: RequireBackfill) -> Non
         reason = _why_not(context, operation)
         if reason is not None:
             raise BackfillRequired(name, reason)
-    _stop_sync(context, name)
+    if not operation.keep_sync:
+        _stop_sync(context, name)
 
 
 def _why_not(context: MigrationContext, operation: RequireBackfill) -> str | None:
@@ -240,16 +249,20 @@ def _stop_sync(context: MigrationContext, name: str) -> None:
 _OFFLINE = "; triggers of `sync` are not removed by this script: `backfill cancel {name}`"
 
 
+IMPORT = "import backfill  # noqa: F401  (registers op.require_backfill)"
+
+
 @renderers.dispatch_for(RequireBackfill)
 def _render(autogen_context: AutogenContext, operation: RequireBackfill) -> str:
-    autogen_context.imports.add("import backfill  # noqa: F401  (registers op.require_backfill)")
+    autogen_context.imports.add(IMPORT)
     inline = "" if operation.inline is None else f", inline={operation.inline}"
-    return f"op.require_backfill({operation.name!r}{inline})"
+    keep_sync = ", keep_sync=True" if operation.keep_sync else ""
+    return f"op.require_backfill({operation.name!r}{inline}{keep_sync})"
 
 
 @renderers.dispatch_for(StopBackfillSync)
 def _render_stop(autogen_context: AutogenContext, operation: StopBackfillSync) -> str:
-    autogen_context.imports.add("import backfill  # noqa: F401  (registers op.stop_backfill_sync)")
+    autogen_context.imports.add(IMPORT)
     return f"op.stop_backfill_sync({operation.name!r})"
 
 

@@ -15,6 +15,15 @@ from backfill.dialects.base import (
     LogFill,
 )
 from backfill.dialects.bulk import Overtaken
+from backfill.dialects.columns import (
+    Columns,
+    MariaDBColumns,
+    MySQLColumns,
+    Place,
+    PostgreSQLColumns,
+    SQLiteColumns,
+    Step,
+)
 from backfill.dialects.health import SIGNAL_LIMITS
 from backfill.dialects.loops import outside_of_loops
 from backfill.dialects.mysql import MariaDB, MySQL
@@ -30,12 +39,16 @@ if TYPE_CHECKING:
 __all__ = [
     "BINARY_TYPES",
     "SIGNAL_LIMITS",
+    "Columns",
     "Dialect",
     "ErrorKind",
     "Explanation",
     "Limits",
     "LogFill",
     "Overtaken",
+    "Place",
+    "Step",
+    "columns_of",
     "dialect_for",
     "free_of_event_loops",
     "keep_place",
@@ -49,6 +62,12 @@ _DIALECTS: dict[str, type[Dialect]] = {
     "mysql": MySQL,
     "sqlite": SQLite,
 }
+_COLUMNS: dict[str, Columns] = {
+    "postgresql": PostgreSQLColumns(),
+    "mariadb": MariaDBColumns(),
+    "mysql": MySQLColumns(),
+    "sqlite": SQLiteColumns(),
+}
 
 
 def dialect_for(engine: sa.Engine) -> Dialect:
@@ -56,9 +75,7 @@ def dialect_for(engine: sa.Engine) -> Dialect:
 
     Raises ConfigurationError for a database whose leases and retries were never tested.
     """
-    name = engine.dialect.name
-    if name == "mysql" and getattr(engine.dialect, "is_mariadb", False):
-        name = "mariadb"
+    name = _name(engine.dialect)
     if name not in _DIALECTS:
         raise ConfigurationError(
             f"Database {name!r} is not supported; supported are {', '.join(sorted(_DIALECTS))}."
@@ -70,6 +87,16 @@ def offline_check(dialect: sa.Dialect, conditions: Sequence[str], problem: str) 
     """Return a script that fails where all conditions hold, for a database that is not there."""
     kind = _DIALECTS.get(dialect.name)
     return kind.offline_check(conditions, problem) if kind is not None else None
+
+
+def columns_of(dialect: sa.Dialect) -> Columns:
+    """Return how columns of live tables are changed there; by plain ALTER TABLE if unknown."""
+    return _COLUMNS.get(_name(dialect), Columns())
+
+
+def _name(dialect: sa.Dialect) -> str:
+    is_mariadb = dialect.name == "mysql" and getattr(dialect, "is_mariadb", False)
+    return "mariadb" if is_mariadb else dialect.name
 
 
 def free_of_event_loops(engine: sa.Engine) -> sa.Engine:
