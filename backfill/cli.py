@@ -423,6 +423,7 @@ def _show_plans(
 
 
 cli.add_command(cli_alembic.upgrade)
+cli.add_command(cli_alembic.revision)
 
 
 def main() -> None:

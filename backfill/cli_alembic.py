@@ -65,3 +65,43 @@ def _show(document: list[dict[str, Any]], *, as_json: bool) -> None:
             click.echo(f"run {name}{where}")
     if not document:
         click.echo("Nothing is to be done.")
+
+
+@click.command()
+@click.option("-m", "--message", help="What the revision does.")
+@click.option("--autogenerate", is_flag=True, help="Compare the models with the database.")
+@click.option(
+    "--rename",
+    "renames",
+    multiple=True,
+    metavar="TABLE.OLD:NEW",
+    help="With --autogenerate: this column is renamed; neither dropped nor new.",
+)
+@click.option("--sql", is_flag=True, help="As for alembic.")
+@click.option("--head", default="head", help="The revision to build upon.")
+@click.option("--splice", is_flag=True, help="Allow a revision that is no head there.")
+@click.option("--branch-label", help="A label for the branch.")
+@click.option("--version-path", help="Where to write, with several version locations.")
+@click.option("--rev-id", help="The id of the first revision written.")
+@click.option("--depends-on", multiple=True, help="A revision that has to come before.")
+@click.pass_obj
+@command
+def revision(call: Call, renames: tuple[str, ...], **options: Any) -> None:
+    """Do what `alembic revision` does, and three steps where one would be unsafe.
+
+    A column that is NOT NULL on a table which exists becomes a nullable column, a backfill class
+    that fills it, and a revision that makes it NOT NULL behind the backfill's gate.
+    """
+    from backfill import revising, splitting  # here, since no other command needs them
+
+    asked = [splitting.Rename.parse(one) for one in renames]
+    options["depends_on"] = list(options["depends_on"]) or None
+    names = [one.name for context in call.contexts for one in context.declared]
+    project = call.project
+    written = revising.write(project.config, project.script, options, asked, names)
+    for path in written.classes:
+        click.echo(f"wrote {path}")
+    for hint in written.hints:
+        click.echo(hint, err=True)
+    if not written.is_filled_in:
+        click.echo("Next: write the values in place of the dots, then `backfill upgrade`.")

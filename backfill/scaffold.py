@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,9 @@ from backfill.errors import ConfigurationError
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from alembic.script import ScriptDirectory
+    from alembic.script import Script, ScriptDirectory
+
+    from backfill.splitting import Fill
 
 _TEMPLATE = '''\
 """Backfill {name}, after revision {revision}."""
@@ -40,6 +43,29 @@ class {class_name}(Backfill):
     # def transform(self, row):
     #     return {{"new_column": row.old_column.lower()}}
 '''
+_FILL = '''\
+"""Backfill {name}, after revision {revision}."""
+
+from backfill import Backfill
+
+
+class {class_name}(Backfill):
+    """Fill {table}.{column}."""
+
+    name = "{name}"
+    revision = "{revision}"
+    {place}
+    where = {where}
+{comment}    values = {{{key}: {value}}}
+'''
+_UNDECIDED = """
+    # TODO: write the value in place of the dots, in SQL: "lower(login)", or "'none'"
+    # for a constant. Nothing runs before that. Where only Python can compute it, write
+    # `reads`, `writes` and `transform` instead of `values`.
+"""
+_SYNC = """\
+    sync = True  # triggers follow the code that still writes the old column
+"""
 _IMPORT = "import backfill  # noqa: F401  (keeps its tables out of autogenerate)\n"
 
 
@@ -61,12 +87,53 @@ def write_class(script: ScriptDirectory, name: str, revision: str, table: str) -
     if path.exists():
         raise ConfigurationError(f"{path} is there already; choose another name.")
     path.parent.mkdir(exist_ok=True)
-    class_name = "".join(word.capitalize() for word in name.split("_"))
     path.write_text(
-        _TEMPLATE.format(name=name, class_name=class_name, revision=found.revision, table=table),
+        _TEMPLATE.format(
+            name=name, class_name=_class_name(name), revision=found.revision, table=table
+        ),
         encoding="utf-8",
     )
     return [path, *_import_us(script, source)]
+
+
+def write_fill(script: ScriptDirectory, fill: Fill, revision: Script) -> Path:
+    """Write the class that fills a column after this revision; the file.
+
+    Where nobody knows the value yet there are dots, with which it refuses to run.
+    """
+    path = folder_beside(script, Path(revision.path).resolve()) / f"{fill.name}.py"
+    place = [f"table = {_quoted(fill.table)}"]
+    if fill.schema is not None:
+        place.append(f"schema = {_quoted(fill.schema)}")
+    if fill.database:
+        place.append(f"database = {_quoted(fill.database)}")
+    comment = _UNDECIDED + (f"    # {fill.hint}\n" if fill.hint else "")
+    text = _FILL.format(
+        name=fill.name,
+        class_name=_class_name(fill.name),
+        revision=revision.revision,
+        table=fill.table,
+        column=fill.column,
+        key=_quoted(fill.column),
+        place="\n    ".join(place),
+        where=_quoted(fill.where),
+        comment=comment if fill.value is None else "",
+        value="..." if fill.value is None else _quoted(fill.value),
+    )
+    if fill.sync:
+        text += _SYNC
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def _quoted(text: str) -> str:
+    """Return a string as a careful person writes it: in double quotes, where it has none."""
+    return json.dumps(text, ensure_ascii=False) if '"' not in text else repr(text)
+
+
+def _class_name(name: str) -> str:
+    return "".join(word.capitalize() for word in name.split("_"))
 
 
 def _imports_us(module: ModuleType) -> bool:

@@ -248,6 +248,11 @@ def _assignments(declaration: type[Backfill], table: sa.Table) -> dict[str, sa.C
             )
     found = {}
     for name, given in values.items():
+        if given is ...:
+            raise DeclarationError(
+                f"{declaration.name}: the value of {name!r} is not decided yet. Write SQL in place"
+                f" of the dots in `values` of the class {declaration.__name__}."
+            )
         if isinstance(given, str):
             found[name] = _sql(given)
         elif isinstance(_clause(given), sa.ColumnElement):

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 import alembic.command
 import alembic.config
 
+from backfill.cli import cli
+
 if TYPE_CHECKING:
     from types import TracebackType
 
@@ -177,6 +179,51 @@ class AlembicProject:
             timeout=timeout,
             check=False,
         )
+
+
+class InProcess(AlembicProject):
+    """Runs the commands in this process: faster, for what does not depend on theirs."""
+
+    @classmethod
+    def create(cls, directory: Path, url: str) -> InProcess:
+        project = super().create(directory, url)
+        assert isinstance(project, cls)
+        env = directory / "migrations" / "env.py"
+        set_up = "    fileConfig(config.config_file_name)\n"
+        text = env.read_text()
+        assert text.count(set_up) == 1
+        env.write_text(text.replace(set_up, "    pass  # the logging is pytest's\n"))
+        return project
+
+    def _run(
+        self, module: str, arguments: tuple[str, ...], timeout: float
+    ) -> subprocess.CompletedProcess[str]:
+        out, err = io.StringIO(), io.StringIO()
+        handlers = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
+        before, writes = Path.cwd(), sys.dont_write_bytecode
+        sys.dont_write_bytecode = True  # as `environment` has it
+        os.chdir(self.directory)
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                code = _exit_code(module, arguments)
+        finally:
+            os.chdir(before)
+            sys.dont_write_bytecode = writes
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        words = command(module, arguments)
+        return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+
+
+def _exit_code(module: str, arguments: tuple[str, ...]) -> int:
+    try:
+        if module == "alembic":
+            alembic.config.main(list(arguments), prog="alembic")
+        else:
+            cli(list(arguments), prog_name="backfill")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
+    return 0
 
 
 def command(module: str, arguments: tuple[str, ...]) -> list[str]:

@@ -22,10 +22,12 @@ from tests.acceptance.shapes import (
     revision,
     succeeds,
 )
-from tests.projects import AlembicProject
+from tests.projects import InProcess
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.databases import Database
 
 CREATE = """
 from backfill import Backfill
@@ -66,15 +68,20 @@ def upgrade():
         batch.drop_column("OLD")
 """
 COUNT_RUNS = "config = context.config\n"
-COUNTED = COUNT_RUNS + 'open("env.runs", "a").write("x")\n'
+COUNTED = f"""{COUNT_RUNS}
+from pathlib import Path
+
+counter = Path("env.runs")
+counter.write_text((counter.read_text() if counter.exists() else "") + "x")
+"""
 
 
 @pytest.fixture
-def sqlite(tmp_path: Path) -> AlembicProject:
-    return AlembicProject.create(tmp_path / "project", f"sqlite:///{tmp_path / 'test.sqlite3'}")
+def sqlite(tmp_path: Path) -> InProcess:
+    return InProcess.create(tmp_path / "project", f"sqlite:///{tmp_path / 'test.sqlite3'}")
 
 
-def two_triples(project: AlembicProject, rows: int = 30) -> None:
+def two_triples(project: InProcess, rows: int = 30) -> None:
     """Each column is filled from the one before, which is then dropped."""
     project.revision("a1", body=CREATE.replace("ROWS", str(rows)))
     down = "a1"
@@ -86,22 +93,23 @@ def two_triples(project: AlembicProject, rows: int = 30) -> None:
     edit_env(project, (COUNT_RUNS, COUNTED))
 
 
-def runs_of_env(project: AlembicProject) -> int:
+def runs_of_env(project: InProcess) -> int:
     return len((project.directory / "env.runs").read_text())
 
 
-def heads(project: AlembicProject) -> list[str]:
+def heads(project: InProcess) -> list[str]:
     with engine_of(project).connect() as connection:
         found = connection.exec_driver_sql("SELECT version_num FROM alembic_version")
         return sorted(found.scalars())
 
 
-def engine_of(project: AlembicProject) -> sa.Engine:
+def engine_of(project: InProcess) -> sa.Engine:
     url = f"sqlite:///{project.directory.parent / 'test.sqlite3'}"
     return sa.create_engine(url, poolclass=sa.NullPool)
 
 
-def test_two_triples_in_one_go(project: AlembicProject, engine: sa.Engine) -> None:
+def test_two_triples_in_one_go(database: Database, engine: sa.Engine, tmp_path: Path) -> None:
+    project = InProcess.create(tmp_path / "project", database.url)
     two_triples(project)
     assert json.loads(project.backfill("upgrade", "--dry-run", "--json").stdout)[1] == {
         "database": "",
@@ -117,15 +125,14 @@ def test_two_triples_in_one_go(project: AlembicProject, engine: sa.Engine) -> No
     succeeds(project.backfill("upgrade"))  # nothing is to be done
 
 
-def test_new_database_in_one_stretch(sqlite: AlembicProject) -> None:
+def test_new_database_in_one_stretch(sqlite: InProcess) -> None:
     two_triples(sqlite, rows=0)
-    done = succeeds(sqlite.backfill("upgrade", "heads"))
+    succeeds(sqlite.backfill("upgrade", "heads"))
     assert runs_of_env(sqlite) == 2  # to see where the database stands, and to migrate
-    assert "Running upgrade contract0 -> expand1" in done.stderr
     assert heads(sqlite) == ["contract1"]
 
 
-def test_stops_like_a_run_and_goes_on(sqlite: AlembicProject) -> None:
+def test_stops_like_a_run_and_goes_on(sqlite: InProcess) -> None:
     two_triples(sqlite)
     stopped = sqlite.backfill("upgrade", "--limit=10", "--chunk-size=5", "--json")
     assert stopped.returncode == 3, stopped.stderr
@@ -144,13 +151,13 @@ def test_stops_like_a_run_and_goes_on(sqlite: AlembicProject) -> None:
     assert heads(sqlite) == ["contract1"]
 
 
-def test_relative_target_is_found_once(sqlite: AlembicProject) -> None:
+def test_relative_target_is_found_once(sqlite: InProcess) -> None:
     two_triples(sqlite)
     succeeds(sqlite.backfill("upgrade", "+3"))
     assert heads(sqlite) == ["contract0"]
 
 
-def test_quarantined_rows_keep_it_before_the_next_revision(sqlite: AlembicProject) -> None:
+def test_quarantined_rows_keep_it_before_the_next_revision(sqlite: InProcess) -> None:
     two_triples(sqlite)
     path = sqlite.versions / "expand0.py"
     edit(
@@ -169,7 +176,7 @@ def test_quarantined_rows_keep_it_before_the_next_revision(sqlite: AlembicProjec
     assert (failed.returncode, heads(sqlite)) == (5, ["expand0"]), failed.stderr
 
 
-def test_failing_revision_is_named(sqlite: AlembicProject) -> None:
+def test_failing_revision_is_named(sqlite: InProcess) -> None:
     two_triples(sqlite)
     path = sqlite.revision("last", down="contract1", body="def upgrade():\n    1 / 0\n")
     failed = sqlite.backfill("upgrade")
@@ -179,7 +186,7 @@ def test_failing_revision_is_named(sqlite: AlembicProject) -> None:
     assert heads(sqlite) == ["contract1"]
 
 
-def test_gate_of_a_backfill_whose_rows_became_pending_again(sqlite: AlembicProject) -> None:
+def test_gate_of_a_backfill_whose_rows_became_pending_again(sqlite: InProcess) -> None:
     two_triples(sqlite)
     succeeds(sqlite.backfill("upgrade", "expand0"))
     with engine_of(sqlite).begin() as connection:
@@ -189,7 +196,7 @@ def test_gate_of_a_backfill_whose_rows_became_pending_again(sqlite: AlembicProje
     assert heads(sqlite) == ["contract1"]
 
 
-def test_branches(sqlite: AlembicProject) -> None:
+def test_branches(sqlite: InProcess) -> None:
     two_triples(sqlite)
     sqlite.revision("stock", body=BODY)
     edit(
@@ -250,7 +257,7 @@ def test_flask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_filled(url)
 
 
-def test_url_that_env_does_not_follow(sqlite: AlembicProject, tmp_path: Path) -> None:
+def test_url_that_env_does_not_follow(sqlite: InProcess, tmp_path: Path) -> None:
     two_triples(sqlite)
     edit_env(
         sqlite,

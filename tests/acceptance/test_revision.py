@@ -1,0 +1,396 @@
+"""`backfill revision --autogenerate`: three steps where one revision would be unsafe."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import sqlalchemy as sa
+
+from tests.acceptance.shapes import alembic_init, edit, edit_env, succeeds
+from tests.projects import InProcess
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.databases import Database
+
+ROWS = 30
+
+MODELS = """\
+import sqlalchemy as sa
+
+metadata = sa.MetaData()
+users = sa.Table(
+    "users",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    {}
+)
+"""
+BEFORE = """\
+    sa.Column("name", sa.String(50), nullable=False),
+    sa.Column("nick", sa.String(50), comment="it's"),
+    sa.Column("age", sa.Integer, nullable=False),
+    sa.Column("code", sa.String(9)),
+"""
+AFTER = """\
+    sa.Column("login", sa.String(50), nullable=False),
+    sa.Column("nick", sa.String(50), nullable=False, comment="it's"),
+    sa.Column("age", sa.BigInteger, nullable=False),
+    sa.Column("code", sa.Integer),
+    sa.Column("email", sa.String(80), nullable=False, default="none"),
+    sa.Column("order", sa.String(20), nullable=False),
+    sa.Column("level", sa.Integer, nullable=False, server_default="1"),
+"""
+NICK_REQUIRED = BEFORE.replace("sa.String(50), comment", "sa.String(50), nullable=False, comment")
+VALUES = {"nick": "'x'", "code_new": "CAST(code AS INTEGER)", "email": "'none'", "order": "name"}
+
+
+def set_models(project: InProcess, columns: str) -> None:
+    project.write("models.py", MODELS.format(columns.strip()))
+
+
+def read_models(project: InProcess) -> None:
+    """env.py reads them anew, as each command of its own would."""
+    env = "import runpy\n\ntarget_metadata = runpy.run_path('models.py')['metadata']\n"
+    edit_env(project, ("target_metadata = None\n", env))
+
+
+@pytest.fixture
+def shop(database: Database, engine: sa.Engine, tmp_path: Path) -> InProcess:
+    return filled(InProcess.create(tmp_path / "project", database.url), engine)
+
+
+@pytest.fixture
+def sqlite(tmp_path: Path) -> Iterator[InProcess]:
+    url = f"sqlite:///{tmp_path / 'test.sqlite3'}"
+    return filled(InProcess.create(tmp_path / "project", url), sa.create_engine(url))
+
+
+def filled(project: InProcess, engine: sa.Engine) -> InProcess:
+    """A table with rows, which some revision has made."""
+    set_models(project, BEFORE)
+    read_models(project)
+    project.alembic("revision", "--autogenerate", "-m", "users", "--rev-id", "a1")
+    project.alembic("upgrade", "head")
+    users = sa.Table("users", sa.MetaData(), autoload_with=engine)
+    rows = [
+        {"id": i, "name": f"n{i}", "nick": None if i % 3 else f"k{i}", "age": i, "code": str(i)}
+        for i in range(ROWS)
+    ]
+    with engine.begin() as connection:
+        connection.execute(users.insert(), rows)
+    engine.dispose()
+    return project
+
+
+def decide(project: InProcess, values: dict[str, str] = VALUES) -> None:
+    """Write the values in place of the dots."""
+    for path in classes(project):
+        text = path.read_text()
+        found = re.search(r'values = \{"(\w+)": \.\.\.\}', text)
+        if found:
+            path.write_text(text.replace("...}", f'"{values[found[1]]}"}}'))
+
+
+def classes(project: InProcess) -> list[Path]:
+    return sorted((project.directory / "migrations/backfills").glob("*.py"))
+
+
+def revisions(project: InProcess) -> list[Path]:
+    """Those after the first."""
+    return [one for one in project.versions.glob("*.py") if not one.name.startswith("a1_")]
+
+
+def the_revision(project: InProcess, words: str) -> str:
+    (path,) = [one for one in revisions(project) if f"op.{words}(" in one.read_text()]
+    return path.read_text()
+
+
+def described(engine: sa.Engine) -> dict[str, Any]:
+    return {one["name"]: one for one in sa.inspect(engine).get_columns("users")}
+
+
+def required(engine: sa.Engine) -> set[str]:
+    return {name for name, one in described(engine).items() if not one["nullable"]}
+
+
+def rows_of(engine: sa.Engine, *columns: str) -> list[tuple[Any, ...]]:
+    names = [sa.column(name) for name in columns]
+    query = sa.select(*names).select_from(sa.table("users")).order_by(sa.column("id"))
+    with engine.connect() as connection:
+        return [tuple(row) for row in connection.execute(query)]
+
+
+def test_there_and_back(shop: InProcess, engine: sa.Engine) -> None:
+    before = rows_of(engine, "id", "name", "age", "code")
+    set_models(shop, AFTER)
+    rename = "--rename=users.name:login"
+    done = succeeds(shop.backfill("revision", "--autogenerate", "-m", "contacts", rename))
+    assert "write the values in place of the dots" in done.stdout
+    assert len(revisions(shop)) == 2
+    filled_columns = {one.stem.removeprefix("fill_users_") for one in classes(shop)}
+    assert filled_columns == {*VALUES, "login", "age_new"}
+
+    undecided = shop.backfill("upgrade")
+    assert undecided.returncode == 1
+    assert re.search(r"the value of '\w+' is not decided yet", undecided.stderr)
+    decide(shop)
+    succeeds(shop.backfill("upgrade"))
+    assert required(engine) == {"id", "login", "nick", "age", "email", "order", "level"}
+    assert rows_of(engine, "id", "login", "age", "code") == [(*r[:3], int(r[3])) for r in before]
+    assert rows_of(engine, "nick", "email", "level")[:2] == [("k0", "none", 1), ("x", "none", 1)]
+    shop.alembic("check")  # finds nothing
+
+    shop.alembic("downgrade", "a1")
+    assert required(engine) == {"id", "name", "age"}
+    assert rows_of(engine, "id", "name", "age", "code") == before
+    assert described(engine)["nick"].get("comment") in ("it's", None)
+    succeeds(shop.backfill("upgrade"))
+    shop.alembic("check")
+
+
+def test_files_are_clean(sqlite: InProcess) -> None:
+    set_models(sqlite, AFTER)
+    succeeds(sqlite.backfill("revision", "--autogenerate", "-m", "contacts"))
+    for folder, rules in (("backfills", "E,F,I,B,UP,PIE,SIM,W"), ("versions", "E4,E7,E9,F,B")):
+        where = str(sqlite.directory / "migrations" / folder)
+        words = [sys.executable, "-m", "ruff", "check", "--isolated", f"--select={rules}", where]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
+
+
+def test_rename_is_asked_for(sqlite: InProcess) -> None:
+    set_models(sqlite, BEFORE.replace('"name"', '"login"'))
+    done = succeeds(sqlite.backfill("revision", "--autogenerate", "-m", "login"))
+    assert "say --rename users.name:login" in done.stderr
+    wrong = sqlite.backfill("revision", "--autogenerate", "--rename=users.nam:login")
+    assert wrong.returncode == 1
+    assert "Target database is not up to date" in wrong.stderr
+
+
+def test_rename_that_is_none(sqlite: InProcess) -> None:
+    set_models(sqlite, BEFORE.replace('"name"', '"login"'))
+    for text in ("users.nam:login", "people.name:login", "nonsense"):
+        wrong = sqlite.backfill("revision", "--autogenerate", f"--rename={text}")
+        assert wrong.returncode == 1
+        assert f"--rename {text}" in wrong.stderr.replace("'", "")
+    assert revisions(sqlite) == []
+
+
+def test_what_is_safe_stays_as_alembic_has_it(sqlite: InProcess) -> None:
+    more = 'sa.Column("level", sa.Integer, nullable=False, server_default="1"),'
+    set_models(sqlite, f"{BEFORE.replace('String(9)', 'String(20)')}    {more}")
+    options = ["--autogenerate", "-m", "safe", "--rev-id"]
+    succeeds(sqlite.backfill("revision", *options, "ours"))
+    (ours,) = revisions(sqlite)
+    text = ours.read_text()
+    ours.unlink()
+    sqlite.alembic("revision", *options, "theirs")
+    (theirs,) = revisions(sqlite)
+    assert without_date(text) == without_date(theirs.read_text()).replace("theirs", "ours")
+    assert classes(sqlite) == []
+
+
+def without_date(text: str) -> str:
+    return re.sub(r"Create Date: .*", "", text)
+
+
+def test_only_a_contract_where_the_column_is_there(sqlite: InProcess) -> None:
+    set_models(sqlite, NICK_REQUIRED)
+    options = ["--rev-id=b2", "--branch-label=people", "-m", "nick"]
+    succeeds(sqlite.backfill("revision", "--autogenerate", *options))
+    (contract,) = revisions(sqlite)
+    assert contract.name == "b2_nick.py"
+    assert "branch_labels: Union[str, Sequence[str], None] = ('people',)" in contract.read_text()
+    assert 'revision = "a1"' in classes(sqlite)[0].read_text()
+
+
+HOOK = """
+def number(context, revision, directives):
+    directives[0].rev_id = "0002"
+
+
+def run_migrations_online() -> None:"""
+
+
+def test_hook_of_env_and_version_path(sqlite: InProcess) -> None:
+    """A common one numbers the revisions; the contract gets the next number."""
+    edit_env(
+        sqlite,
+        ("def run_migrations_online() -> None:", HOOK),
+        (
+            "connection=connection, target_metadata",
+            "process_revision_directives=number, connection=connection, target_metadata",
+        ),
+    )
+    first = next(sqlite.versions.glob("a1_*"))
+    edit(first, ("revision: str = 'a1'", "revision: str = '0001'"))
+    url = f"sqlite:///{sqlite.directory.parent / 'test.sqlite3'}"
+    with sa.create_engine(url, poolclass=sa.NullPool).begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
+    set_models(sqlite, AFTER)
+    path = ["--version-path", str(sqlite.versions)]
+    succeeds(sqlite.backfill("revision", "--autogenerate", "-m", "contacts", *path))
+    contract = the_revision(sqlite, "require_backfill")
+    assert "revision: str = '0003'" in contract
+    assert "down_revision: Union[str, Sequence[str], None] = '0002'" in contract
+    assert 'revision = "0002"' in classes(sqlite)[0].read_text()
+
+
+def test_plain_revision_is_alembics(sqlite: InProcess) -> None:
+    succeeds(sqlite.backfill("revision", "-m", "empty", "--rev-id=b2", "--depends-on=a1"))
+    (path,) = revisions(sqlite)
+    assert "depends_on: Union[str, Sequence[str], None] = 'a1'" in path.read_text()
+    refused = sqlite.backfill("revision", "--rename=users.name:login")
+    assert (refused.returncode, len(revisions(sqlite))) == (1, 1)
+    senseless = sqlite.backfill("revision", "--autogenerate", "--sql")
+    assert senseless.returncode == 1
+
+
+def test_each_database_its_own(tmp_path: Path) -> None:
+    project = alembic_init(tmp_path / "project", "multidb")
+    for number, name in enumerate(("first", "second")):
+        invented = "driver://user:pass@localhost/dbname" + ("2" if number else "")
+        url = f"sqlite:///{tmp_path / name}.sqlite3"
+        edit(project.ini, (f"{invented}\n", f"{url}\n"))
+        with sa.create_engine(url, poolclass=sa.NullPool).begin() as connection:
+            connection.exec_driver_sql("CREATE TABLE users (id INTEGER NOT NULL PRIMARY KEY)")
+            connection.exec_driver_sql("INSERT INTO users VALUES (1), (2)")
+    models = "sa.Table('users', M, sa.Column('id', sa.Integer, primary_key=True), *MORE)"
+    env = f"""
+import sqlalchemy as sa
+
+target_metadata = {{"engine1": sa.MetaData(), "engine2": sa.MetaData()}}
+for M, MORE in (
+    (target_metadata["engine1"], ()),
+    (target_metadata["engine2"], (sa.Column("email", sa.Text, nullable=False),)),
+):
+    {models}
+"""
+    edit_env(project, ("target_metadata = {}\n", env))
+    succeeds(project.backfill("revision", "--autogenerate", "-m", "mail"))
+    (path,) = (project.directory / "migrations/backfills").glob("*.py")
+    assert 'database = "engine2"' in path.read_text()
+    path.write_text(path.read_text().replace("...", "\"'x'\""))
+    succeeds(project.backfill("upgrade"))
+    url = f"sqlite:///{tmp_path / 'second'}.sqlite3"
+    assert required(sa.create_engine(url, poolclass=sa.NullPool)) == {"id", "email"}
+
+
+# -- on a live table -----------------------------------------------------------------------
+
+WAITS = """SELECT count(*) FROM pg_locks
+WHERE relation = 'users'::regclass AND NOT granted AND mode = 'ShareUpdateExclusiveLock'"""
+
+
+def nick_is_to_be_required(project: InProcess) -> None:
+    """All is done but the contract."""
+    set_models(project, NICK_REQUIRED)
+    succeeds(project.backfill("revision", "--autogenerate", "-m", "nick"))
+    decide(project)
+    succeeds(project.backfill("run"))
+
+
+@pytest.mark.requires("transactional_ddl")
+def test_validation_is_in_nobodys_way(shop: InProcess, engine: sa.Engine) -> None:
+    """It is held up in the middle; meanwhile the application reads and writes."""
+    nick_is_to_be_required(shop)
+    blocker = engine.connect()
+    served: list[int] = []
+
+    def use_the_table() -> None:
+        with engine.connect() as connection:
+            while not connection.exec_driver_sql(WAITS).scalar():
+                connection.rollback()
+            connection.exec_driver_sql("SET LOCAL lock_timeout = '100ms'")
+            updated = connection.exec_driver_sql("UPDATE users SET age = age + 1 WHERE id < 3")
+            served.append(updated.rowcount)
+            connection.commit()
+        blocker.rollback()
+
+    meanwhile = threading.Thread(target=use_the_table)
+
+    def hold_up(*arguments: Any) -> None:
+        if "VALIDATE" in arguments[2]:
+            blocker.exec_driver_sql("LOCK TABLE users IN SHARE UPDATE EXCLUSIVE MODE")
+            meanwhile.start()
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", hold_up)
+    try:
+        shop.alembic("upgrade", "head")
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", hold_up)
+        meanwhile.join()
+        blocker.close()
+    assert served == [3]
+    assert "nick" in required(engine)
+    assert sa.inspect(engine).get_check_constraints("users") == []
+
+
+@pytest.mark.requires("transactional_ddl")
+def test_nobody_waits_long_behind_the_contract(shop: InProcess, engine: sa.Engine) -> None:
+    """A long reader keeps it off the table; who comes after is not kept off for long."""
+    nick_is_to_be_required(shop)
+    reader, tries = engine.connect(), 0
+    reader.exec_driver_sql("SELECT count(*) FROM users")
+
+    def write_between(*arguments: Any) -> None:
+        nonlocal tries
+        if "NOT VALID" not in arguments[2]:
+            return
+        tries += 1
+        with engine.begin() as connection:
+            connection.exec_driver_sql("SET LOCAL lock_timeout = '100ms'")
+            connection.exec_driver_sql("UPDATE users SET age = age + 1 WHERE id = 1")
+        if tries == 3:
+            reader.rollback()
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", write_between)
+    try:
+        shop.alembic("upgrade", "head")
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", write_between)
+        reader.close()
+    assert tries == 3
+    assert "nick" in required(engine)
+
+
+@pytest.mark.requires("transactional_ddl")
+def test_row_without_a_value_leaves_nothing_behind(shop: InProcess, engine: sa.Engine) -> None:
+    """Old code has written it behind the gate."""
+    nick_is_to_be_required(shop)
+
+    def write_between(*arguments: Any) -> None:
+        if "NOT VALID" in arguments[2]:
+            with engine.begin() as connection:
+                connection.exec_driver_sql("UPDATE users SET nick = NULL WHERE id = 1")
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", write_between)
+    try:
+        refused = shop.alembic("upgrade", "head", check=False)
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", write_between)
+    assert refused.returncode != 0
+    assert "users.nick cannot be made NOT NULL: a row has no value there" in refused.stdout
+    assert sa.inspect(engine).get_check_constraints("users") == []
+    succeeds(shop.backfill("upgrade"))
+    assert "nick" in required(engine)
+
+
+def test_write_between_the_gate_and_the_swap(shop: InProcess, engine: sa.Engine) -> None:
+    """The triggers of `sync` stay until the new column has the old one's name."""
+    set_models(shop, BEFORE.replace("sa.Integer", "sa.BigInteger"))
+    succeeds(shop.backfill("revision", "--autogenerate", "-m", "age"))
+    succeeds(shop.backfill("upgrade", "+1"))
+    contract = next(one for one in revisions(shop) if "contract" in one.name)
+    write = "    op.execute('UPDATE users SET age = 77 WHERE id = 1')\n"
+    edit(contract, ("    op.replace_columns(", f"{write}    op.replace_columns("))
+    succeeds(shop.backfill("upgrade"))
+    assert rows_of(engine, "id", "age")[:3] == [(0, 0), (1, 77), (2, 2)]
