@@ -324,22 +324,14 @@ class _Table:
         old: sa.Column[Any] = sa.Column(
             name, operation.existing_type, nullable=True, comment=operation.existing_comment
         )
-        renamed = ops.AlterColumnOp(
-            table,
-            name,
-            schema=schema,
-            existing_type=operation.modify_type,
-            existing_nullable=operation.modify_nullable
-            if operation.modify_nullable is not None
-            else operation.existing_nullable,
-            modify_name=other,
-        )
+        quote = self._facts.quote
+        # As SQL, since an older Alembic does not write a new name into a file.
+        rename = f"ALTER TABLE {self._table_sql()} RENAME COLUMN {quote(name)} TO {quote(other)}"
         added = ops.AddColumnOp(table, old, schema=schema)
         self._contract.downgrade[:0] = [
-            ops.ModifyTableOps(table, [renamed], schema=schema),
+            ops.ExecuteSQLOp(rename),
             ops.ModifyTableOps(table, [added], schema=schema),
         ]
-        quote = self._facts.quote
         value = self._facts.converted(quote(other), operation.existing_type)
         copied = f"{quote(name)} = {value}, {quote(other)} = NULL"
         self._contract.downgrade.append(

@@ -208,7 +208,7 @@ def test_only_a_contract_where_the_column_is_there(sqlite: InProcess) -> None:
     succeeds(sqlite.backfill("revision", "--autogenerate", *options))
     (contract,) = revisions(sqlite)
     assert contract.name == "b2_nick.py"
-    assert "branch_labels: Union[str, Sequence[str], None] = ('people',)" in contract.read_text()
+    assert re.search(r"^branch_labels: .* = \('people',\)$", contract.read_text(), re.MULTILINE)
     assert 'revision = "a1"' in classes(sqlite)[0].read_text()
 
 
@@ -240,14 +240,14 @@ def test_hook_of_env_and_version_path(sqlite: InProcess) -> None:
     succeeds(sqlite.backfill("revision", "--autogenerate", "-m", "contacts", *path))
     contract = the_revision(sqlite, "require_backfill")
     assert "revision: str = '0003'" in contract
-    assert "down_revision: Union[str, Sequence[str], None] = '0002'" in contract
+    assert re.search(r"^down_revision: .* = '0002'$", contract, re.MULTILINE)
     assert 'revision = "0002"' in classes(sqlite)[0].read_text()
 
 
 def test_plain_revision_is_alembics(sqlite: InProcess) -> None:
     succeeds(sqlite.backfill("revision", "-m", "empty", "--rev-id=b2", "--depends-on=a1"))
     (path,) = revisions(sqlite)
-    assert "depends_on: Union[str, Sequence[str], None] = 'a1'" in path.read_text()
+    assert re.search(r"^depends_on: .* = 'a1'$", path.read_text(), re.MULTILINE)
     refused = sqlite.backfill("revision", "--rename=users.name:login")
     assert (refused.returncode, len(revisions(sqlite))) == (1, 1)
     senseless = sqlite.backfill("revision", "--autogenerate", "--sql")
