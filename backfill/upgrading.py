@@ -8,7 +8,7 @@ revisions drop. Where it has none, as in a new database, the stretch goes on.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from alembic.runtime.environment import EnvironmentContext
@@ -79,6 +79,13 @@ class _Way:
             self.wanted = [step.revision.revision for step in steps]
         applied = {one.revision for one in self.script.iterate_revisions(tuple(heads), "base")}
         return [revision for revision in self.wanted if revision not in applied]
+
+    def note_applied(self) -> None:
+        """Let the context know how far its database has come."""
+        self.context.declared = [
+            replace(one, is_applied=True) if one.revision in self.passed else one
+            for one in self.context.declared
+        ]
 
     def steps(self, heads: Sequence[str], connection: sa.Connection, runs: Runs) -> Iterator[Any]:
         """Give Alembic one step after the other, and none behind a backfill with work to do."""
@@ -211,6 +218,7 @@ class Upgrade:
 
     def _tell_passed(self) -> None:
         for way in self._ways.values():
+            way.note_applied()
             for revision in way.passed:
                 numbers = {"revision": revision, "database": way.context.project.database}
                 self._runs.report(Event("upgraded", "", numbers=numbers))

@@ -266,3 +266,27 @@ def test_url_that_env_does_not_follow(sqlite: InProcess, tmp_path: Path) -> None
     refused = sqlite.backfill("--url", f"sqlite:///{tmp_path / 'another.sqlite3'}", "upgrade")
     assert refused.returncode == 1
     assert "does not follow `--url`" in refused.stderr
+
+
+def test_backfill_that_waits_for_a_later_revision(sqlite: InProcess) -> None:
+    """Its `depends_on` is declared further up; without that one it is not left out in silence."""
+    two_triples(sqlite)
+    path = sqlite.versions / "expand0.py"
+    early = """
+
+class Early(Backfill):
+    table = "items"
+    depends_on = ["fill_quadrupled"]
+
+    def apply(self, connection, chunk):
+        return connection.execute(chunk.update().values(quadrupled=1)).rowcount
+"""
+    path.write_text(path.read_text() + early)
+    waiting = sqlite.backfill("upgrade", "contract0")
+    assert (waiting.returncode, heads(sqlite)) == (1, ["contract0"])
+    assert (
+        "early: waits for `depends_on` 'fill_quadrupled', which is not complete" in waiting.stderr
+    )
+    done = succeeds(sqlite.backfill("upgrade"))
+    assert "early: complete, 30 rows changed" in done.stderr
+    assert heads(sqlite) == ["contract1"]
