@@ -92,9 +92,9 @@ def revision(call: Call, renames: tuple[str, ...], **options: Any) -> None:
     A column that is NOT NULL on a table which exists becomes a nullable column, a backfill class
     that fills it, and a revision that makes it NOT NULL behind the backfill's gate.
     """
-    from backfill import revising, splitting  # here, since no other command needs them
+    from backfill import revising, steps  # here, since no other command needs them
 
-    asked = [splitting.Rename.parse(one) for one in renames]
+    asked = [steps.Rename.parse(one) for one in renames]
     options["depends_on"] = list(options["depends_on"]) or None
     names = [one.name for context in call.contexts for one in context.declared]
     project = call.project

@@ -20,7 +20,8 @@ from backfill.dialects import columns_of, dialect_for, outside_of_loops
 from backfill.dialects.triggers import mentions
 from backfill.errors import BackfillError, ConfigurationError
 from backfill.project import database_name, kept_loggers
-from backfill.splitting import Contract, Facts, Rename, Splitter
+from backfill.splitting import Splitter
+from backfill.steps import Contract, Facts, Rename
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from alembic.runtime.migration import MigrationContext
     from alembic.script import ScriptDirectory
 
-    from backfill.splitting import Fill
+    from backfill.steps import Fill
 
 _LONGEST_ID = 32
 """Characters of `alembic_version.version_num`."""

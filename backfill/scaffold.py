@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from alembic.script import Script, ScriptDirectory
 
-    from backfill.splitting import Fill
+    from backfill.steps import Fill
 
 _TEMPLATE = '''\
 """Backfill {name}, after revision {revision}."""

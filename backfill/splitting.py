@@ -8,9 +8,7 @@ in the first revision as Alembic has it.
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -18,7 +16,8 @@ from alembic.operations import ops
 
 from backfill.contracting import DropNotNull, ReplaceColumns, SetNotNull
 from backfill.errors import ConfigurationError
-from backfill.operations import RequireBackfill, StopBackfillSync
+from backfill.operations import StopBackfillSync
+from backfill.steps import Contract, Facts, Fill, Rename, is_instant, keeps_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,87 +25,6 @@ if TYPE_CHECKING:
     from alembic.operations import MigrateOperation
 
 NameFor = Callable[[str, str], str]
-
-
-@dataclass(frozen=True, slots=True)
-class Rename:
-    """What `--rename users.old:new` says, and no comparison can know."""
-
-    table: str
-    schema: str | None
-    old: str
-    new: str
-
-    @classmethod
-    def parse(cls, text: str) -> Rename:
-        """Raises ConfigurationError."""
-        found = re.fullmatch(r"(?:([^.:]+)\.)?([^.:]+)\.([^.:]+):([^.:]+)", text)
-        if found is None:
-            raise ConfigurationError(
-                f"--rename {text!r} is not TABLE.OLD:NEW, as in --rename users.name:login."
-            )
-        return cls(found[2], found[1], found[3], found[4])
-
-    def __str__(self) -> str:
-        schema = f"{self.schema}." if self.schema else ""
-        return f"{schema}{self.table}.{self.old}:{self.new}"
-
-
-@dataclass(slots=True)
-class Fill:
-    """A backfill that is to be written."""
-
-    name: str
-    table: str
-    schema: str | None
-    column: str
-    where: str
-    value: str | None
-    """SQL; None: a person has to say it."""
-    hint: str = ""
-    """What that person should know."""
-    sync: bool = False
-    is_kept_in_sync: bool = False
-    """Until its column takes the other's place: behind the gate, old code goes on writing."""
-    database: str = ""
-
-
-@dataclass(slots=True)
-class Facts:
-    """What is asked of the database whose models were compared."""
-
-    quote: Callable[[str], str]
-    is_volatile: Callable[[str], bool]
-    """Whether adding a column with this server default would compute it for each row."""
-    converted: Callable[[str, Any], str]
-    """SQL that makes a value one of another type."""
-    is_key: Callable[[str, str | None, str], bool]
-    """Whether a column belongs to a table's primary key, which no row is without."""
-    is_plain: Callable[[str, str | None, str], bool]
-    """Whether no key, index or constraint knows a table's column."""
-    has_sync: bool
-    database: str
-    """What env.py calls it, where it migrates several."""
-
-
-@dataclass(slots=True)
-class Contract:
-    """What has to wait."""
-
-    fills: list[Fill] = field(default_factory=list)
-    upgrade: list[MigrateOperation] = field(default_factory=list)
-    downgrade: list[MigrateOperation] = field(default_factory=list)
-    relaxed: list[DropNotNull] = field(default_factory=list)
-    """Part of the first revision: columns that go, and are not written any more until then."""
-    hints: list[str] = field(default_factory=list)
-
-    @property
-    def gates(self) -> list[MigrateOperation]:
-        """Come first in the revision."""
-        return [
-            RequireBackfill(fill.name, keep_sync=fill.sync and fill.is_kept_in_sync)
-            for fill in self.fills
-        ]
 
 
 class Splitter:
@@ -476,29 +394,6 @@ class _Table:
         table, schema = self._group.table_name, self._group.schema
         quote = self._facts.quote
         return f"{quote(schema)}.{quote(table)}" if schema else quote(table)
-
-
-def is_instant(old: Any, new: Any) -> bool:
-    """Whether a change of type does not touch the rows: text that may be longer, and decimals
-    with more digits before the point."""
-    if isinstance(old, sa.types.SchemaType) or isinstance(new, sa.types.SchemaType):
-        return False
-    if isinstance(old, sa.String) and isinstance(new, sa.String):
-        return new.length is None or (old.length is not None and new.length >= old.length)
-    if type(old) is type(new) and isinstance(old, sa.Numeric) and isinstance(new, sa.Numeric):
-        digits = (old.precision or 0, new.precision or 0)
-        return old.scale == new.scale and (new.precision is None or 0 < digits[0] <= digits[1])
-    return False
-
-
-def keeps_values(old: Any, new: Any) -> bool:
-    """Whether a cast can neither fail nor lose anything."""
-    if isinstance(old, sa.Integer) and isinstance(new, sa.Integer):
-        is_wider = isinstance(old, sa.SmallInteger) and type(new) in (sa.Integer, sa.INTEGER)
-        return isinstance(new, sa.BigInteger) or is_wider
-    if isinstance(new, sa.String):
-        return new.length is None and isinstance(old, (sa.Integer, sa.String, sa.Uuid))
-    return isinstance(old, sa.Integer) and isinstance(new, sa.Numeric) and new.precision is None
 
 
 def _is_empty(operation: MigrateOperation) -> bool:

@@ -27,7 +27,7 @@ LAYERS = [
     {"cli_alembic"},
     {"cli_base", "revising", "upgrading"},
     {"splitting"},
-    {"contracting"},
+    {"contracting", "steps"},
     {"completion", "operations", "testing"},
     {"running", "doctor"},
     {"context", "quarantine", "runner"},
