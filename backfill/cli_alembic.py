@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from backfill.cli_base import command, print_json, run_options, worst
+from backfill.cli_base import command, print_json, resumable, run_options, worst
 
 if TYPE_CHECKING:
     from backfill.context import Call
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 @run_options
 @click.pass_obj
 @command
+@resumable
 def upgrade(
     call: Call,
     revision: str,
