@@ -1,0 +1,34 @@
+"""Create customers: 20,000 of them, so that there is something to do."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0001"
+down_revision = None
+
+CUSTOMERS = 20_000
+FIRST = ("Ada", "Grace", "Edsger", "Barbara", "Donald", "Frances", "Tony")
+LAST = ("Lovelace", "Hopper", "Dijkstra", "Liskov", "Knuth", "Allen", "Hoare", "Hamilton")
+
+
+def upgrade():
+    customers = op.create_table(
+        "customers",
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("first", sa.Text, nullable=False),
+        sa.Column("last", sa.Text, nullable=False),
+        sa.Column("phone", sa.Text, nullable=False),
+    )
+    rows = [
+        {
+            "first": FIRST[number % len(FIRST)],
+            "last": LAST[number % len(LAST)],
+            "phone": f"0{number:09}" if number % 5_000 else "ask reception",
+        }
+        for number in range(1, CUSTOMERS + 1)
+    ]
+    op.bulk_insert(customers, rows)
+
+
+def downgrade():
+    op.drop_table("customers")
