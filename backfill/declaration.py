@@ -68,6 +68,7 @@ class Backfill:
     """Table name, `"schema.table"` included. A mapped class is taken for its name, with a
     warning."""
     schema: ClassVar[str | None] = None
+    """The table's schema, where `table` does not say it."""
     key: ClassVar[str | Sequence[str] | None] = None
     """The unique, not-null columns to walk by; the primary key unless given."""
     where: ClassVar[Any] = None

@@ -25,9 +25,10 @@ def sections() -> Iterator[str]:
     said = docstrings()
     for one in dataclasses.fields(settings.Settings):
         default = "none" if one.default is None else f"`{shown(one.default)}`"
+        signal = " The limit of a signal; 0 switches it off." if one.name in settings.WATCHED else ""
         changed = ", `backfill set` while it runs" if one.name in settings.IN_FLIGHT else ""
         yield (
-            f"### `{one.name}`\n\n{said[one.name]}\n\n"
+            f"### `{one.name}`\n\n{said[one.name]}{signal}\n\n"
             f"Default: {default}. Also `BACKFILL_{one.name.upper()}`{changed}."
         )
 

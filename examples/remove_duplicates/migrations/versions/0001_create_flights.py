@@ -19,7 +19,7 @@ def upgrade():
     flights = op.create_table(
         "flights",
         sa.Column("id", sa.Integer, primary_key=True),
-        *(sa.Column(name, sa.String(3), nullable=False) for name in NAMES),
+        *(sa.Column(name, sa.String(4), nullable=False) for name in NAMES),
     )
     op.create_table(
         "bookings",
