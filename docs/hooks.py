@@ -25,7 +25,8 @@ def sections() -> Iterator[str]:
     said = docstrings()
     for one in dataclasses.fields(settings.Settings):
         default = "none" if one.default is None else f"`{shown(one.default)}`"
-        signal = " The limit of a signal; 0 switches it off." if one.name in settings.WATCHED else ""
+        is_limit = one.name in settings.WATCHED
+        signal = " The limit of a signal; 0 switches it off." if is_limit else ""
         changed = ", `backfill set` while it runs" if one.name in settings.IN_FLIGHT else ""
         yield (
             f"### `{one.name}`\n\n{said[one.name]}{signal}\n\n"

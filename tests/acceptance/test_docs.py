@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 import pytest
 
+from backfill import cli as command_line
 from backfill.cli import cli
 from tests.databases import Unavailable
 from tests.documents import COMMANDS, PAGES, Block, Command, Page, Shell, commands, matches
@@ -73,6 +74,12 @@ def assert_exists(command: str) -> None:
         if word.startswith("--"):
             assert word.partition("=")[0] in options, f"backfill {program} has no {word}"
     assert isinstance(known, click.Command)
+
+
+def test_exit_codes_are_those_of_the_code() -> None:
+    shown = re.findall(r"(?m)^\| (\d) \|", Page(PAGES / "howto" / "operating.md").text)
+    codes = {code for name, code in vars(command_line).items() if name.startswith("EXIT_")}
+    assert sorted(map(int, shown)) == sorted(codes)
 
 
 # -- the walker itself ------------------------------------------------------------------------

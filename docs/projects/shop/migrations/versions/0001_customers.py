@@ -1,4 +1,4 @@
-"""Create customers: 20,000 of them, so that there is something to do."""
+"""Create customers, 20,000 of them, and mails, a queue."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -28,7 +28,13 @@ def upgrade():
         for number in range(1, CUSTOMERS + 1)
     ]
     op.bulk_insert(customers, rows)
+    op.create_table(
+        "mails",
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("is_sent", sa.Boolean, nullable=False),
+    )
 
 
 def downgrade():
+    op.drop_table("mails")
     op.drop_table("customers")
