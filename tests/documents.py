@@ -35,7 +35,7 @@ FENCE = re.compile(
 )
 FRONT_MATTER = re.compile(r"\A---\n(.*?)^---\n", flags=re.DOTALL | re.MULTILINE)
 TITLE = re.compile(r'\btitle="([^"]+)"')
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 120.0  # for one command, on a busy machine
 
 VARIES = re.compile(r"\d[\d,.]*(?= ?(?:s|ms|min|rows/s|rows in)\b)|(?<=about )\d[\d,]*")
 """Times, rates and estimates."""
