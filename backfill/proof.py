@@ -117,7 +117,8 @@ def any_pending(
         if any(count.strides(stretch)):
             return True
         position = stretch.upto
-    return any(count.strides(Stretch(position, count.highest())))
+    highest = count.highest()
+    return highest != START and any(count.strides(Stretch(position, highest)))
 
 
 def count_pending(

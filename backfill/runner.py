@@ -20,6 +20,7 @@ from backfill.dialects import ErrorKind, Limits
 from backfill.dialects.triggers import label_of
 from backfill.errors import (
     BackfillError,
+    CommitUnknown,
     DeclarationChanged,
     InvalidTransition,
     LeaseHeld,
@@ -374,13 +375,13 @@ class Runner:
     def _stopped(self, run: Run, reason: str) -> Result:
         try:
             self.store.rest(run)
-        except SQLAlchemyError as error:  # the leases tell that nobody works on it
+        except (SQLAlchemyError, CommitUnknown) as error:  # the leases tell nobody works on it
             self._say("message", f"status not written: {describe(error, self.target.dialect)}")
         text = f"stopped: {self.budget.reason or reason}; `backfill run {self.name}` goes on"
         return self._ended(run, Outcome.STOPPED, Status.PENDING, text)
 
     def _revoked(self, run: Run) -> Result:
-        now = self.store.current(self.name)
+        now = self._patiently(self.store.current, self.name)
         if now is None or now.id != run.id:
             return Result(Outcome.FAILED, "another run was begun meanwhile")
         if now.status is Status.PAUSED:

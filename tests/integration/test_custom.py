@@ -54,3 +54,15 @@ def test_rows_are_moved_once_and_counted(engine: sa.Engine) -> None:
     assert left == {i for i in range(1, 1001) if i % 3 == 0}
     assert moved == {i for i in range(1, 1001) if i % 3}
     assert status(engine, ArchiveOldOrders)["rows_changed"] == len(moved)
+
+
+def test_the_last_row_of_a_table_may_be_moved(engine: sa.Engine) -> None:
+    """What is proved at the end has no highest key any more."""
+    metadata.create_all(engine)
+    with engine.begin() as connection:
+        connection.execute(sa.insert(orders), [{"id": i, "year": 2019} for i in range(1, 101)])
+
+    complete(engine, ArchiveOldOrders, chunk_size=30)
+
+    with engine.connect() as connection:
+        assert connection.scalar(sa.select(sa.func.count()).select_from(orders)) == 0
