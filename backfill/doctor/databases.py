@@ -130,7 +130,7 @@ class Examination:
                 self.name,
                 None,
                 f"Trigger {trigger} on {table} keeps up with a backfill whose class is gone.",
-                "Bring the class back and `backfill cancel` it by its name, or DROP the trigger.",
+                "`backfill cancel NAME`, with the name that it had, removes its triggers.",
             )
 
     def _state_rights(self) -> Iterator[Finding]:

@@ -34,8 +34,8 @@ _SET_NOT_NULL = re.compile(
 )
 _ALWAYS_FILLED = {"Identity", "Computed"}
 _THREE_STEPS = (
-    "Take three steps: a revision that adds it nullable, a backfill, and a later revision with"
-    ' op.require_backfill("NAME") before the NOT NULL'
+    "Take three steps, as `backfill revision --autogenerate` writes them: a revision that adds it"
+    ' nullable, a backfill, and a later one with op.require_backfill("NAME") before the NOT NULL'
 )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 import pytest
 
-from backfill import cli as command_line
+from backfill import cli_base as command_line
 from backfill.cli import cli
 from tests.databases import Unavailable
 from tests.documents import COMMANDS, PAGES, Block, Command, Page, Shell, commands, matches

@@ -106,9 +106,10 @@ def test_pyproject(tmp_path: Path, url: str, template: str) -> None:
     with (project.directory / "pyproject.toml").open("a") as file:
         file.write("\n[tool.backfill]\nchunk_size = 7\n")
     project.revision("a1", body=BODY)
-    assert_runs(project, url)
+    project.alembic("upgrade", "head")
     planned = succeeds(project.backfill("plan", "--json"))
     assert '"chunk_rows": 7' in planned.stdout
+    assert_runs(project, url)
 
 
 @needs_pyproject

@@ -121,7 +121,7 @@ def test_cancel_removes_them_during_a_run_and_after_it(
     assert (done.returncode, done.stdout) == (0, "fill_doubled: its triggers are removed\n")
     assert doubled(engine, 102) is None
     again = declared.backfill("cancel", "fill_doubled")
-    assert (again.returncode, "is succeeded" in again.stderr) == (1, True), again.stderr
+    assert (again.returncode, "has succeeded" in again.stderr) == (1, True), again.stderr
 
 
 def test_alembic_sees_none_of_it_and_a_downgrade_takes_it_away(

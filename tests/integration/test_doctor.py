@@ -231,7 +231,12 @@ def test_triggers_whose_class_is_gone(
     assert {one.code for one in found} == {"orphaned-trigger"}
     assert "backfill_sync_gone" in found[0].message
     gone = CLASS.replace("class Count", "class Gone").replace("values", "sync = True\n    values")
+    revision = stamped.directory / "migrations/versions/a1.py"
+    before = revision.read_text(encoding="utf-8")
     stamped.write("migrations/versions/a1.py", gone)
+    assert found_in(stamped) == []
+    revision.write_text(before, encoding="utf-8")
+    assert stamped.backfill("cancel", "gone").returncode == 0  # as it advises
     assert found_in(stamped) == []
 
 
