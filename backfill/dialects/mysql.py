@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 # MySQL Server Error Reference; 1927, 1969 and 4025 are MariaDB's own.
 _KINDS: dict[int, ErrorKind] = {
-    **dict.fromkeys((1213, 1020, 1412, 1615), ErrorKind.CONFLICT),
+    **dict.fromkeys((1213, 1020, 1412, 1615, 1684), ErrorKind.CONFLICT),
     **dict.fromkeys((1205, 3572), ErrorKind.LOCKED),
     **dict.fromkeys((3024, 1969, 1317), ErrorKind.TOO_SLOW),
     **dict.fromkeys((2006, 2013, 2014, 2055, 1053, 1927, 4031, 4150, 0), ErrorKind.SESSION_LOST),

@@ -157,8 +157,16 @@ class Store:
 
     def exists(self) -> bool:
         """Whether the tables are there. Raises StateError if they are a newer version's."""
-        with self.transaction(write=False) as connection:
-            return exists(connection)
+        for attempt in range(_CREATE_TRIES):
+            try:
+                with self.transaction(write=False) as connection:
+                    return exists(connection)
+            except sa.exc.DBAPIError as error:
+                is_being_created = self._dialect.error_kind(error) is ErrorKind.CONFLICT
+                if not is_being_created or attempt == _CREATE_TRIES - 1:
+                    raise
+                time.sleep(0.1 * (attempt + 1))
+        raise AssertionError  # pragma: no cover - the last attempt returns or raises
 
     def ensure(self) -> None:
         """Create the tables where they are missing; several runners may do so at once."""
@@ -189,8 +197,10 @@ class Store:
 
     def latest(self) -> list[Run]:
         """Return the latest run of every backfill that was ever run, declared today or not."""
+        if not self.exists():
+            return []
         with self.transaction(write=False) as connection:
-            return runs.latest(connection) if exists(connection) else []
+            return runs.latest(connection)
 
     def create(self, new: NewRun, bounds: Sequence[tuple[KeyValues, KeyValues]]) -> Run:
         """Record a new run with its key ranges; the one that another runner just made, if so."""
