@@ -18,6 +18,7 @@ _TURN = 0.5
 _TURN_ALONE = 2.0
 """The same while nobody else does: less than the 5 s for which most clients wait for a lock."""
 _GAP = 0.11
+_POLL = 0.02
 _COMPANY = 30.0
 """Seconds for which somebody who wrote is expected to write again."""
 
@@ -70,6 +71,26 @@ class Number(Protocol):
 @dataclass(slots=True)
 class _Local:
     value: int
+
+
+class SharedFlag:
+    """An Event for several processes, without the lock that one which is killed would keep."""
+
+    def __init__(self, context: BaseContext) -> None:
+        self._value = context.Value("b", 0, lock=False)
+
+    def is_set(self) -> bool:
+        return bool(self._value.value)
+
+    def set(self) -> None:
+        self._value.value = 1
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep for so long, or until it is set; whether it is."""
+        deadline = time.monotonic() + seconds
+        while not self.is_set() and (left := deadline - time.monotonic()) > 0:
+            time.sleep(min(left, _POLL))
+        return self.is_set()
 
 
 @dataclass(slots=True)
@@ -178,7 +199,7 @@ class Budget:
             context.Value("q", number.value, lock=False)
             for number in (left.is_broken, left.failures, left.rows)
         )
-        lock, stop = context.Lock(), context.Event()
+        lock, stop = context.Lock(), SharedFlag(context)
         return Shared(lock, stop, is_broken, failures, rows, left.has_limit, left.deadline)
 
     def take_over(self, shared: Shared) -> None:

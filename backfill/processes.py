@@ -2,7 +2,8 @@
 
 A process is given no objects but where the project is: it loads the declaration as the command
 did, claims key ranges and walks them. The database is the broker, as between machines; besides,
-the processes share the command's budget, and a queue that brings events to the reporter.
+the processes share the command's budget, and each has a pipe of its own for its events: one that
+is killed in the middle of a message keeps no lock that others wait for.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import gc
 import multiprocessing
 import os
 import signal
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing.connection import wait
-from threading import Thread
-from typing import TYPE_CHECKING
+from threading import Lock, Thread
+from typing import TYPE_CHECKING, Any, cast
 
 from backfill import retries
 from backfill.budget import Budget, Stopped
@@ -35,8 +37,8 @@ from backfill.workers import Worker
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextlib import AbstractContextManager
+    from multiprocessing.connection import Connection
     from multiprocessing.process import BaseProcess
-    from multiprocessing.queues import Queue, SimpleQueue
 
     from backfill.budget import Shared
     from backfill.configuration import Origin
@@ -48,6 +50,8 @@ if TYPE_CHECKING:
     from backfill.throttles import Throttle
 
 _LOOK_SECONDS = 0.1
+_LAST_SECONDS = 15.0
+"""How long the others may take for their chunks after one has died: it may have kept a lock."""
 _DIED = "a worker process died (exit code {code}); what it committed stays: run again to go on"
 
 
@@ -86,43 +90,64 @@ def work_in_processes(
         )
     context = multiprocessing.get_context("spawn")  # a fork would inherit connections and locks
     shared = budget.share(context)
-    events: Queue[Event | None] = context.Queue()
-    ends: SimpleQueue[_End] = context.SimpleQueue()
-    listener = Thread(target=_listen, args=(events, report), daemon=True)
-    listener.start()
     task = _Task(origin, run, settings, limits)
+    pipes = [context.Pipe(duplex=False) for _ in range(settings.processes)]
     processes = [
-        context.Process(target=_work, args=(task, shared, events, ends), daemon=True)
-        for _ in range(settings.processes)
+        context.Process(target=_work, args=(task, shared, writer), daemon=True)
+        for _, writer in pipes
     ]
+    ends: list[_End] = []
+    listener = Thread(target=_listen, args=([r for r, _ in pipes], report, ends), daemon=True)
+    listener.start()
     try:
-        for process in processes:
+        for process, (_, writer) in zip(processes, pipes, strict=True):
             process.start()
+            writer.close()  # so that its end is the end of the pipe
         _wait(processes, budget, shared)
     finally:
-        events.put(None)
+        for _, writer in pipes:
+            writer.close()
         listener.join()
         budget.take_over(shared)
-    _raise_worst([ends.get() for _ in processes if not ends.empty()], processes)
+    _raise_worst(ends, processes)
 
 
-def _listen(events: Queue[Event | None], report: Reporter) -> None:
-    """Pass events on; what all processes say of the run is told once."""
+def _listen(readers: list[Connection[Any, Any]], report: Reporter, ends: list[_End]) -> None:
+    """Pass events on, until every pipe has ended; what all say of the run is told once."""
     told: dict[str, str] = {}
-    while (event := events.get()) is not None:
-        said = gist(event.text) if event.what == "throttled" else event.text
-        if event.what not in OF_THE_RUN or told.get(event.what) != said:
-            report(event)
-        told[event.what] = said
+    while readers:
+        for reader in cast("list[Connection[Any, Any]]", wait(readers)):
+            try:
+                message = reader.recv()
+            except (EOFError, OSError):  # also in the middle of a message: it was killed
+                readers.remove(reader)
+                continue
+            if isinstance(message, _End):
+                ends.append(message)
+            else:
+                _pass_on(message, report, told)
+
+
+def _pass_on(event: Event, report: Reporter, told: dict[str, str]) -> None:
+    said = gist(event.text) if event.what == "throttled" else event.text
+    if event.what not in OF_THE_RUN or told.get(event.what) != said:
+        report(event)
+    told[event.what] = said
 
 
 def _wait(processes: Sequence[BaseProcess], budget: Budget, shared: Shared) -> None:
     """Wait until all have ended, and hand on the wish to stop."""
     running = list(processes)
+    died_at = None
     while running:
         wait([process.sentinel for process in running], timeout=_LOOK_SECONDS)
         running = [process for process in running if process.is_alive()]
-        if budget.stop.is_set() or any(p.exitcode for p in processes):
+        if any(process.exitcode for process in processes):
+            died_at = died_at or time.monotonic()
+            if time.monotonic() - died_at > _LAST_SECONDS:
+                for process in running:
+                    process.kill()  # the database rolls back
+        if budget.stop.is_set() or died_at is not None:
             shared.stop.set()
 
 
@@ -145,14 +170,25 @@ def _error(end: _End) -> Exception:
 # -- in a process of its own -----------------------------------------------------------
 
 
-def _work(
-    task: _Task, shared: Shared, events: Queue[Event | None], ends: SimpleQueue[_End]
-) -> None:
+class _Sender:
+    """Sends the events of a process's threads, one after the other."""
+
+    def __init__(self, writer: Connection[Any, Any]) -> None:
+        self._writer = writer
+        self._lock = Lock()
+
+    def __call__(self, message: Event | _End) -> None:
+        with self._lock:
+            self._writer.send(message)
+
+
+def _work(task: _Task, shared: Shared, writer: Connection[Any, Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command hears it, and tells us
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     Thread(target=_die_with_the_command, daemon=True).start()
+    send = _Sender(writer)
     with ExitStack() as stack:
-        ends.put(_ended(task, Budget(shared=shared), events, stack))
+        send(_ended(task, Budget(shared=shared), send, stack))
 
 
 def _die_with_the_command() -> None:
@@ -163,14 +199,14 @@ def _die_with_the_command() -> None:
     os._exit(1)
 
 
-def _ended(task: _Task, budget: Budget, events: Queue[Event | None], stack: ExitStack) -> _End:
+def _ended(task: _Task, budget: Budget, send: _Sender, stack: ExitStack) -> _End:
     dialect = None
     try:
         (project,) = load_all(task.origin, stack)
         dialect = dialect_for(project.engine)
         (one,) = named(discover(project.script, project.applied), [task.run.name])
         gc.freeze()
-        dialect.call(_walk, task, one, dialect, budget, events)
+        dialect.call(_walk, task, one, dialect, budget, send)
     except Stopped as stopped:
         return _End(Stopped, str(stopped) or budget.reason)
     except LeaseLost:
@@ -181,21 +217,19 @@ def _ended(task: _Task, budget: Budget, events: Queue[Event | None], stack: Exit
     return _End()
 
 
-def _walk(
-    task: _Task, one: Declared, dialect: Dialect, budget: Budget, events: Queue[Event | None]
-) -> None:
+def _walk(task: _Task, one: Declared, dialect: Dialect, budget: Budget, send: _Sender) -> None:
     with looking_at(one.declaration, dialect) as (_, target, _):
         store = Store(dialect)
 
     run, how = task.run, task.settings
 
     def watch(settings: Settings) -> AbstractContextManager[Throttle]:
-        return throttled(target, store, run, settings, events.put)
+        return throttled(target, store, run, settings, send)
 
-    with store.kept_open(), Pace(store, run, how, events.put, watch) as pace:
+    with store.kept_open(), Pace(store, run, how, send, watch) as pace:
 
         def new_worker() -> Worker:
-            return Worker(target, store, run, pace, task.limits, budget, events.put, waits=False)
+            return Worker(target, store, run, pace, task.limits, budget, send, waits=False)
 
         work_in_threads(new_worker, how.workers, budget)
 

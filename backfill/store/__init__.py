@@ -39,6 +39,7 @@ _LIMITS = Limits(lock_timeout=10, statement_timeout=30, idle_timeout=10, label="
 _REUSABLE_SECONDS = 5.0
 """A connection idle for longer may have been cut by a pooler or a firewall."""
 _CREATE_TRIES = 5
+_CREATE_SECONDS = 0.5
 _CLAIMABLE = (Status.PENDING, Status.RUNNING, Status.FAILED)
 
 
@@ -157,16 +158,17 @@ class Store:
 
     def exists(self) -> bool:
         """Whether the tables are there. Raises StateError if they are a newer version's."""
-        for attempt in range(_CREATE_TRIES):
-            try:
-                with self.transaction(write=False) as connection:
-                    return exists(connection)
-            except sa.exc.DBAPIError as error:
-                is_being_created = self._dialect.error_kind(error) is ErrorKind.CONFLICT
-                if not is_being_created or attempt == _CREATE_TRIES - 1:
-                    raise
-                time.sleep(0.1 * (attempt + 1))
-        raise AssertionError  # pragma: no cover - the last attempt returns or raises
+        try:
+            return self._exists()
+        except sa.exc.DBAPIError as error:
+            if self._dialect.error_kind(error) is not ErrorKind.CONFLICT:
+                raise
+        time.sleep(_CREATE_SECONDS)  # another runner creates them right now
+        return self._exists()
+
+    def _exists(self) -> bool:
+        with self.transaction(write=False) as connection:
+            return exists(connection)
 
     def ensure(self) -> None:
         """Create the tables where they are missing; several runners may do so at once."""
