@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import compileall
 import os
 from typing import TYPE_CHECKING
 
 import pytest
 
+import backfill
 from tests.databases import CAPABILITIES, CAPABILITIES_OF, Servers, Unavailable, version
 from tests.projects import AlembicProject
 
@@ -27,6 +29,9 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.addinivalue_line("markers", "alembic: what pytest-alembic calls its own tests")
     scrub_environment()
+    if not hasattr(config, "workerinput"):
+        # Where bytecode is not written, each of a thousand commands would compile all of us.
+        compileall.compile_dir(backfill.__path__[0], quiet=1)
 
 
 def scrub_environment() -> None:
