@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import compileall
 import os
+import zlib
 from typing import TYPE_CHECKING
 
 import pytest
@@ -28,6 +29,11 @@ def pytest_configure(config: pytest.Config) -> None:
         f"(tests/databases.py): {', '.join(CAPABILITIES)}",
     )
     config.addinivalue_line("markers", "alembic: what pytest-alembic calls its own tests")
+    config.addinivalue_line(
+        "markers",
+        "by_turns: real commands that do the same on every database, as far as we know: each test"
+        " on one of them by turns, on all with BACKFILL_SLOW_TESTS",
+    )
     scrub_environment()
     if not hasattr(config, "workerinput"):
         # Where bytecode is not written, each of a thousand commands would compile all of us.
@@ -54,10 +60,22 @@ def describe(name: str) -> str:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect, rather than skip, what a database cannot do: nobody can act on such a skip."""
-    unable = [item for item in items if not has_what_it_requires(item)]
+    unable = {item for item in items if not has_what_it_requires(item) or is_not_its_turn(item)}
     if unable:
-        config.hook.pytest_deselected(items=unable)
-        items[:] = [item for item in items if item not in set(unable)]
+        config.hook.pytest_deselected(items=list(unable))
+        items[:] = [item for item in items if item not in unable]
+
+
+def is_not_its_turn(item: pytest.Item) -> bool:
+    """Whether another database has its turn with this test."""
+    call = getattr(item, "callspec", None)
+    if call is None or "database" not in call.params or "BACKFILL_SLOW_TESTS" in os.environ:
+        return False
+    if not any(item.iter_markers("by_turns")) or any(item.iter_markers("requires")):
+        return False
+    names = list(CAPABILITIES_OF)
+    test = item.nodeid.partition("[")[0]
+    return call.params["database"] != names[zlib.crc32(test.encode()) % len(names)]
 
 
 def has_what_it_requires(item: pytest.Item) -> bool:

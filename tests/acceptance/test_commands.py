@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from tests.databases import Database
     from tests.projects import AlembicProject
 
+pytestmark = pytest.mark.by_turns
+
 ROWS = 100
 BAD = 30  # the row that no transform can do
 

@@ -29,6 +29,8 @@ from tests.acceptance.counting import (
 if TYPE_CHECKING:
     from tests.projects import AlembicProject, Started
 
+pytestmark = pytest.mark.by_turns
+
 ROWS = 2_000
 MANY_ROWS = 40_000
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from tests.databases import Database
 
+pytestmark = pytest.mark.by_turns
+
 pytest_plugins = ["pytester"]
 
 STRICT = (

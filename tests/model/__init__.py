@@ -1,0 +1,1 @@
+"""A model of the protocol, and a machine that drives the real runner against it."""
