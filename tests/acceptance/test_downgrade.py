@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from tests.projects import AlembicProject
 
-pytestmark = pytest.mark.by_turns
-
 ADD = """
 def upgrade():
     op.add_column("items", sa.Column("doubled", sa.Integer))

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from tests.projects import AlembicProject
 
-pytestmark = pytest.mark.by_turns
-
 CREATE_ITEMS = """
 def upgrade():
     items = op.create_table(

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from tests.projects import AlembicProject
 
-pytestmark = pytest.mark.by_turns
-
 ROWS = 30
 INLINE = GATE.replace('"fill_doubled")', '"fill_doubled", inline=True)')
 CLASS = '''
