@@ -6,7 +6,7 @@ import sys
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from backfill import settings
+from backfill import kinds, settings
 from backfill.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def _load(import_path: str | None) -> Flask:
     except NoAppException as error:
         raise ConfigurationError(error.format_message()) from error
     except Exception as error:
-        raise ConfigurationError(f"{type(error).__name__}: {error}") from error
+        raise ConfigurationError(kinds.masked(f"{type(error).__name__}: {error}")) from error
 
 
 def migrate_config(directory: str | None, x: Sequence[str]) -> Config | None:

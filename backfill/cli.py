@@ -22,7 +22,7 @@ from backfill.cli_base import (
 )
 from backfill.configuration import Origin
 from backfill.context import Call
-from backfill.errors import InvalidTransition, StateError, UnknownBackfill
+from backfill.errors import DeclarationError, InvalidTransition, StateError, UnknownBackfill
 from backfill.runs import Status
 
 if TYPE_CHECKING:
@@ -74,7 +74,8 @@ def cli(
 @command
 def new(call: Call, name: str, revision: str, table: str) -> None:
     """Write a commented class beside the revision."""
-    for path in scaffold.write_class(call.project.script, name, revision, table):
+    taken = [one.name for _, one in call.each(())]
+    for path in scaffold.write_class(call.project.script, name, revision, table, taken):
         click.echo(f"wrote {path}")
 
 
@@ -86,7 +87,7 @@ def list_(call: Call, as_json: bool) -> None:
     """List the declared backfills in the order of the revisions."""
 
     def look(here: Context, chosen: list[Declared]) -> overview.Document:
-        return overview.listing(chosen, here.store, taken_back=here.project.has_taken_back)
+        return overview.listing(chosen, here.store, taken_back=here.has_taken_back)
 
     document = call.collect((), look)
     if as_json:
@@ -137,7 +138,7 @@ def status(call: Call, names: tuple[str, ...], watch: bool, as_json: bool) -> No
             chosen if named or not names else (),
             here.store,
             [run for where, run in gone if where is here],
-            taken_back=here.project.has_taken_back,
+            taken_back=here.has_taken_back,
         )
 
     while True:
@@ -148,6 +149,7 @@ def status(call: Call, names: tuple[str, ...], watch: bool, as_json: bool) -> No
             if watch:
                 click.clear()
             _echo(presentation.status(document))
+            _say_if_none_is_due(document)
         if not watch:
             return
         time.sleep(1)
@@ -177,6 +179,7 @@ def verify(call: Call, names: tuple[str, ...], as_json: bool) -> None:
                 else f"{pending:,} pending"
             )
             click.echo(f"{row['name']}: {text}")
+        _say_if_none_is_due(document)
     if any(row["pending"] != 0 for row in document):
         sys.exit(EXIT_FAILED)
 
@@ -195,8 +198,7 @@ def check(call: Call, names: tuple[str, ...], as_json: bool) -> None:
         for row in document:
             state = "complete" if row["complete"] else f"not complete: {row['reason']}"
             click.echo(f"{row['name']}: {state}")
-        if not document:
-            click.echo("No backfill is due.")
+        _say_if_none_is_due(document)
     if not all(row["complete"] for row in document):
         sys.exit(EXIT_FAILED)
 
@@ -346,7 +348,7 @@ def set_(call: Call, name: str, changes: tuple[str, ...]) -> None:
         raise click.UsageError(f"{wrong!r} is not KEY=VALUE, as in nice=1")
     given = dict(one.split("=", 1) for one in changes)
     run = call.on(name, _change, given)
-    shown = ", ".join(f"{key}={value}" for key, value in run.changed.items())
+    shown = presentation.changed(run.changed)
     click.echo(f"{name}: set {shown}" if shown else f"{name}: runs with its own settings again")
 
 
@@ -398,6 +400,11 @@ def failures(call: Call, names: tuple[str, ...], retry: bool, as_json: bool) -> 
     sys.exit(worst(outcomes))
 
 
+def _say_if_none_is_due(document: Sequence[object]) -> None:
+    if not document:
+        click.echo("No backfill is due.")
+
+
 def _echo(lines: Iterable[str]) -> None:
     for line in lines:
         click.echo(line)
@@ -408,10 +415,17 @@ def _show_plans(
 ) -> None:
     from backfill.planner import make_plan  # here, since only plans need it
 
-    def planned(context: Context, one: Declared) -> Plan:
-        return make_plan(context.target(one), context.settings(one, options))
+    def planned(context: Context, one: Declared) -> list[Plan]:
+        try:
+            target = context.target(one)
+        except DeclarationError:
+            if not overview.is_history(one, context.dialect):
+                raise
+            return []
+        return [make_plan(target, context.settings(one, options))]
 
-    plans = [here.dialect.call(planned, here, one) for here, one in chosen if one.is_applied]
+    applied = [(here, one) for here, one in chosen if one.is_applied]
+    plans = [plan for here, one in applied for plan in here.dialect.call(planned, here, one)]
     if as_json:
         print_json([asdict(found) for found in plans])
         return

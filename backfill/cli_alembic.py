@@ -97,7 +97,7 @@ def revision(call: Call, renames: tuple[str, ...], **options: Any) -> None:
 
     asked = [steps.Rename.parse(one) for one in renames]
     options["depends_on"] = list(options["depends_on"]) or None
-    names = [one.name for context in call.contexts for one in context.declared]
+    names = [one.name for _, one in call.each(())]
     project = call.project
     written = revising.write(project.config, project.script, options, asked, names)
     for path in written.classes:

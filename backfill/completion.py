@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from backfill import store
+from backfill import settings, store
 from backfill.dialects import dialect_for
 from backfill.errors import BackfillError
 from backfill.failures import describe
@@ -30,12 +30,18 @@ logger = logging.getLogger(__name__)
 
 LOOKED_AT = 1_000
 """Rows that a request looks at, at most: a few milliseconds by the primary key."""
+_Question = tuple[str, bool, "str | None"]
+"""Name, whether the data are asked too, and the schema of our tables."""
 _REMEMBERED = "backfill_complete"
 """Key of a database connection's info: what was found complete, and whether the data were asked."""
 
 
 def is_complete(
-    connection_or_session: Any, backfill: str | type[Backfill], *, remember: bool = True
+    connection_or_session: Any,
+    backfill: str | type[Backfill],
+    *,
+    remember: bool = True,
+    state_schema: str | None = None,
 ) -> bool:
     """Whether a backfill is complete, cheaply enough to ask in every request.
 
@@ -55,14 +61,16 @@ def is_complete(
     long as it is in the pool; `remember=False` asks each time, for an application whose
     connections go from one tenant's schema to another's. False also where that is not known: no
     run yet, no privilege to read our tables, tables of a newer version. Such trouble is logged.
+
+    `state_schema` is the project's setting of that name; without it, `$BACKFILL_STATE_SCHEMA`.
     """
     connection = _connection(connection_or_session)
     name, declaration = (backfill, None) if isinstance(backfill, str) else (backfill.name, backfill)
-    remembered: set[tuple[str, bool]] = connection.info.setdefault(_REMEMBERED, set())
-    question = (name, declaration is not None)
+    remembered: set[_Question] = connection.info.setdefault(_REMEMBERED, set())
+    question = (name, declaration is not None, state_schema)
     if remember and question in remembered:
         return True
-    answer = _answer(connection, name, declaration)
+    answer = _answer(connection, name, declaration, state_schema)
     if answer and remember:
         remembered.add(question)
     return answer
@@ -83,8 +91,15 @@ def _connection(given: Any) -> sa.Connection:
     )
 
 
-def _answer(connection: sa.Connection, name: str, declaration: type[Backfill] | None) -> bool:
+def _answer(
+    connection: sa.Connection,
+    name: str,
+    declaration: type[Backfill] | None,
+    state_schema: str | None,
+) -> bool:
+    schema = state_schema or settings.from_environment().get("state_schema")
     try:
+        store.keep_in(connection, schema)
         with _unharmed(connection):
             return _is_complete(connection, name, declaration)
     except (BackfillError, sa.exc.DBAPIError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from configparser import Error as ParserError
+from configparser import InterpolationError
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,9 +69,22 @@ def settings_layer(config: Config) -> dict[str, Any]:
     """Return the settings of `[tool.backfill]` and, over them, of `[backfill]`."""
     toml = getattr(config, "toml_file_name", None) or _TOML
     found = settings.from_pyproject(Path(toml))
-    found |= config.get_section("backfill", {}) or {}
-    found.pop("here", None)
-    return found
+    try:
+        section = config.get_section("backfill", {}) or {}
+    except ParserError as error:
+        raise ConfigurationError(parser_problem(error)) from error
+    foreign = config.file_config.defaults().keys() - settings.NAMES  # of [DEFAULT]
+    return found | {k: v for k, v in section.items() if k not in foreign}
+
+
+def parser_problem(error: Exception) -> str:
+    """Return what is wrong with an ini file, without the value, which may be a URL."""
+    if isinstance(error, InterpolationError):
+        return (
+            f"The value of {error.option!r} in [{error.section}] cannot be read: a percent sign in"
+            " it is to be written twice."
+        )
+    return f"The configuration cannot be read: {error}"
 
 
 def settings_of(
@@ -84,6 +98,18 @@ def settings_of(
         (declaration.__name__, declaration.tuning()),
         given,
     )
+
+
+def state_schema(config: Config | None = None) -> str | None:
+    """Return the schema of our own tables, as the configuration and the environment say it: one
+    for the whole project. Raises ConfigurationError."""
+    layers = (
+        ("The configuration", settings_layer(config) if config is not None else {}),
+        ("The environment", settings.from_environment()),
+    )
+    name = "state_schema"
+    said = [(origin, {name: layer[name]}) for origin, layer in layers if name in layer]
+    return settings.resolve(*said).state_schema
 
 
 # -- Alembic -------------------------------------------------------------------------------
@@ -125,7 +151,9 @@ def _says_where(config: Config) -> bool:
         if config.file_config.has_option(config.config_ini_section, _FOLDER):
             return True
         return _FOLDER in getattr(config, "toml_alembic_config", {})
-    except (ParserError, ValueError, CommandError) as error:
+    except ParserError as error:
+        raise ConfigurationError(parser_problem(error)) from error
+    except (ValueError, CommandError) as error:
         raise ConfigurationError(f"Alembic's configuration cannot be read: {error}") from error
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, suppress
+import sys
+from contextlib import ExitStack, redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,7 +11,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from backfill import overview
 from backfill.configuration import settings_of
 from backfill.dialects import dialect_for
-from backfill.discovery import Declared, discover, in_database, named, unknown_revision
+from backfill.discovery import (
+    Declared,
+    discover,
+    in_database,
+    named,
+    revisions_of,
+    unknown_revision,
+)
 from backfill.errors import BackfillError, DeclarationError, InvalidTransition
 from backfill.project import load_all
 from backfill.runs import TRANSITIONS, Status, taken_back
@@ -45,7 +53,7 @@ class Context:
 
     @cached_property
     def store(self) -> Store:
-        return Store(self.dialect)
+        return Store(self.dialect, self.project.version_table)
 
     def target(self, one: Declared) -> Target:
         with overview.looking_at(one.declaration, self.dialect) as (_, target, _):
@@ -62,6 +70,11 @@ class Context:
                         return f"`depends_on` {other.name!r}, which is not complete: {reason}"
         return None
 
+    def was_cancelled(self, one: Declared) -> bool:
+        """Whether a person has given its latest run up."""
+        run = self.store.current(one.name) if self.store.exists() else None
+        return run is not None and run.status is Status.CANCELLED
+
     def gone(self) -> list[Run]:
         """Return the latest runs of backfills that no class declares any more."""
         declared = {one.name for one in self.declared}
@@ -72,9 +85,14 @@ class Context:
         """Make runs stale whose revision was taken back by an Alembic that did not load us."""
         for run in self.store.latest():
             is_open = Status.STALE in TRANSITIONS[run.status]
-            if is_open and self.project.has_taken_back(run.revision):
+            if is_open and self.has_taken_back(run):
                 with suppress(InvalidTransition):
                     self.store.move(run.name, Status.STALE, error=taken_back(run.revision))
+
+    def has_taken_back(self, run: Run) -> bool:
+        """Whether a run is the project's, and its revision not applied any more."""
+        is_ours = run.belongs_to(self.project.version_table)
+        return is_ours and self.project.has_taken_back(run.revision)
 
     def settings(self, one: Declared, options: dict[str, Any]) -> Settings:
         given = {k: v for k, v in options.items() if v is not None}
@@ -91,14 +109,16 @@ class Call:
 
     @cached_property
     def contexts(self) -> list[Context]:
-        projects = load_all(self.origin, self.stack)
-        databases = [project.database for project in projects]
         found: list[Context] = []
-        for project in projects:
-            declared = discover(project.script, project.applied)
-            its_own = in_database(declared, project.database, databases)
-            origin = replace(self.origin, database=project.database)
-            found.append(Context(origin, project, its_own, found))
+        with redirect_stdout(sys.stderr):  # the application's own prints are not what was asked
+            projects = load_all(self.origin, self.stack)
+            databases = [project.database for project in projects]
+            for project in projects:
+                revisions_of(project.script)  # first, since it says best what is wrong in a file
+                declared = discover(project.script, project.applied)
+                its_own = in_database(declared, project.database, databases)
+                origin = replace(self.origin, database=project.database)
+                found.append(Context(origin, project, its_own, found))
         return found
 
     @property

@@ -53,7 +53,7 @@ class _OnColumn(MigrateOperation):
     def alter(self, operations: Operations, **changes: Any) -> None:
         """Do a plain ALTER TABLE, which on SQLite copies the table. Raises CommandError."""
         context = operations.migration_context
-        connection, lost = context.connection, list[str]()
+        connection, lost = None if context.as_sql else context.connection, list[str]()
         if connection is not None:
             columns, place = columns_of(context.dialect), self.place(context)
             reason = columns.refusal(connection, place)
@@ -216,8 +216,9 @@ def _end_sync(operation: ReplaceColumns, connection: sa.Connection) -> None:
 def _drop_not_null(operations: Operations, operation: DropNotNull) -> None:
     context = operations.migration_context
     columns = columns_of(context.dialect)
-    steps = columns.nullable(context.connection, operation.place(context))
-    if steps is None or context.as_sql:
+    connection = None if context.as_sql else context.connection
+    steps = columns.nullable(connection, operation.place(context))
+    if steps is None:
         operation.alter(operations, nullable=True)
         return
     for step in steps:

@@ -149,7 +149,8 @@ class Backfill:
         """Do a chunk's work with statements of your own, in the chunk's transaction.
 
         `chunk.select()`, `chunk.update()`, `chunk.delete()` and `chunk.condition` are limited
-        to the chunk. Return the number of rows changed, or None for the chunk's own count.
+        to the chunk. Return the number of rows changed, or None for the rows that were there when
+        the chunk was cut: who writes them meanwhile makes that another number.
         """
         raise NotImplementedError
 
@@ -270,6 +271,12 @@ def _check(cls: type[Backfill]) -> None:
             cls,
             "`where` must be SQL text (the text itself, without sa.text), an SQLAlchemy"
             " expression or a method.",
+        )
+    if hasattr(cls, "state_schema"):
+        raise _wrong(
+            cls,
+            "`state_schema` is one for the whole project: it belongs into [backfill] of alembic.ini"
+            " or [tool.backfill] of pyproject.toml.",
         )
     try:
         settings.resolve((cls.__name__, cls.tuning()))

@@ -62,7 +62,7 @@ def discover(script: ScriptDirectory, applied: frozenset[str]) -> list[Declared]
     Raises DeclarationError for a class that is wrong, one name twice, or `depends_on` that names
     nothing or goes in a circle.
     """
-    revisions = _revisions(script)
+    revisions = revisions_of(script)
     order = {revision.revision: i for i, revision in enumerate(revisions)}
     found = [
         _declared(declaration, revision, path, script, applied)
@@ -125,14 +125,20 @@ def files(script: ScriptDirectory) -> tuple[list[Path], list[Path]]:
     return sorted(versions), sorted(folders)
 
 
-def _revisions(script: ScriptDirectory) -> list[Script]:
-    """Return all revisions, first ones first."""
+def revisions_of(script: ScriptDirectory) -> list[Script]:
+    """Return all revisions, first ones first. Raises DeclarationError where a class in one of the
+    files is wrong, and ConfigurationError where Alembic cannot read them."""
     try:
         return list(script.walk_revisions())[::-1]
     except BackfillError as error:
         raise DeclarationError(f"{_innermost_file(error, script)}: {error}") from error
     except CommandError as error:
         raise ConfigurationError(f"Alembic cannot read {script.dir}: {error}") from error
+    except (Exception, SystemExit) as error:  # whatever a file raises when it is imported
+        raise ConfigurationError(
+            f"The revisions in {script.dir} cannot be loaded: {type(error).__name__}: {error}. Let"
+            " `alembic history` work first."
+        ) from error
 
 
 def _innermost_file(error: BaseException, script: ScriptDirectory) -> str:

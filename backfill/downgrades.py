@@ -17,8 +17,10 @@ from alembic.runtime.migration import MigrationStep
 from alembic.util import CommandError
 
 from backfill import owners, store
+from backfill.configuration import state_schema
 from backfill.dialects import ErrorKind, dialect_for
 from backfill.errors import BackfillError, ConfigurationError, RunFailed
+from backfill.project import version_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,7 +59,7 @@ def _watched(downgrade: Callable[..., Any], revision: str) -> Callable[..., Any]
     return step
 
 
-def _look(act: Callable[[sa.Connection, Dialect, str], None], revision: str) -> None:
+def _look(act: Callable[[sa.Connection, Dialect, str, str], None], revision: str) -> None:
     """Act on our tables, if there are any, in the step's own transaction."""
     context = op.get_context()
     if context.as_sql or context.connection is None:
@@ -67,10 +69,11 @@ def _look(act: Callable[[sa.Connection, Dialect, str], None], revision: str) -> 
         dialect = dialect_for(connection.engine)
     except ConfigurationError:
         return  # a database on which nothing of ours was ever run
+    store.keep_in(connection, state_schema(context.config))
     try:
         with connection.begin_nested():
             if store.exists(connection):
-                act(connection, dialect, revision)
+                act(connection, dialect, revision, version_table(context))
     except BackfillError as error:
         raise CommandError(str(error)) from error
     except sa.exc.DBAPIError as error:
@@ -83,9 +86,11 @@ def _look(act: Callable[[sa.Connection, Dialect, str], None], revision: str) -> 
         )
 
 
-def _refuse_while_running(connection: sa.Connection, dialect: Dialect, revision: str) -> None:
+def _refuse_while_running(
+    connection: sa.Connection, dialect: Dialect, revision: str, whose: str
+) -> None:
     """Raise RunFailed while a runner is alive; none begins before the step has ended."""
-    for run in store.runs_of(connection, dialect, revision):
+    for run in store.runs_of(connection, dialect, revision, whose):
         for found in store.ranges_here(connection, dialect, run):
             if found.lease_is_live and not (found.owner and owners.is_dead(found.owner)):
                 raise RunFailed(

@@ -9,9 +9,11 @@ BackfillError                 what happened, to which object, what to do next
 ├─ RunError
 │  ├─ InvalidTransition       the run's status does not allow this
 │  ├─ DeclarationChanged      the class is not the one that the run began with
+│  ├─ KeyChanged              the table's key is not the one that the run walks by
 │  ├─ RunFailed               the run cannot go on until somebody acts
 │  ├─ UnreadableRow           the driver cannot read a value that is stored in a row
 │  ├─ UnsendableValue         the driver cannot send a value that was computed for a row
+│  ├─ RowsTooSlow             the same rows take longer than a statement may, again and again
 │  └─ WorkerFailed            an error ended a worker in a process of its own
 │  └─ BackfillRequired        a gate refuses its revision
 ├─ LeaseError
@@ -107,6 +109,21 @@ class DeclarationChanged(RunError):
         )
 
 
+class KeyChanged(RunError):
+    """The table's key is not the one by which the unfinished run walks."""
+
+    def __init__(self, name: str, table: str, before: str, now: str) -> None:
+        self.name = name
+        self.table = table
+        self.before = before
+        self.now = now
+        super().__init__(
+            f"The key of table {table!r} is {now} now, and was {before} when the run of backfill"
+            f" {name!r} began, so that what it recorded means other rows. Begin again:"
+            f" `backfill cancel {name}`, then `backfill run {name}`."
+        )
+
+
 class RunFailed(RunError):
     """The run stopped and needs a person; it can be continued afterwards."""
 
@@ -134,6 +151,14 @@ class UnsendableValue(RunError):
 
     def __init__(self, kind: str) -> None:
         super().__init__(f"a value cannot be sent to the database ({kind})")
+
+
+class RowsTooSlow(RunError):
+    """The same rows take longer than a statement may, again and again."""
+
+    def __init__(self, code: str) -> None:
+        self.code = code
+        super().__init__(f"it takes longer than `statement_timeout` each time ({code})")
 
 
 class WorkerFailed(RunError):

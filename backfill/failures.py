@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import DBAPIError
 
-from backfill.errors import TableBusy
+from backfill.errors import CommitUnknown, RowsTooSlow, TableBusy
 
 if TYPE_CHECKING:
     from backfill.dialects import Dialect
@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 def describe(error: BaseException, dialect: Dialect) -> str:
     """Return one line on an error: kind, code and names of the database's, or class and place
     of Python's. Its own text is left out, since it often carries values."""
-    if isinstance(error, TableBusy):
+    if isinstance(error, (TableBusy, CommitUnknown, RowsTooSlow)):
         return str(error)
     if isinstance(error, DBAPIError):
         names = dialect.error_objects(error)
         kind = f"{dialect.error_kind(error).value} ({dialect.error_code(error)})"
-        return ", ".join([kind, *(f"{what} {name}" for what, name in names.items())])
+        refusal = dialect.refusal(error)
+        parts = [kind, *(f"{what} {name}" for what, name in names.items())]
+        return ", ".join(parts) + (f": {refusal}" if refusal else "")
     return f"{type(error).__name__} {_place(error)}".rstrip()
 
 

@@ -13,8 +13,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from backfill.errors import BackfillError
 from backfill.failures import describe
-from backfill.pacing import gist
 from backfill.ranges import is_free
+from backfill.speed.pacing import gist
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -69,9 +69,12 @@ class Holding:
         """Hold nothing: the next claim is another range's."""
         self._lease = None
         self._is_doubted = False
+        self._tokens.update(self._tried)
+        self._tried.clear()
 
     def is_free(self, found: KeyRange) -> bool:
-        """Whether nobody alive holds it; a claim of ours without an answer counts as nobody."""
+        """Whether nobody alive holds it. A claim of ours that we do not know of counts as nobody:
+        it had no answer, or a server has taken over that got none of our later ones."""
         return is_free(found) or found.token in self._tokens
 
     def claim(self, found: KeyRange) -> bool:
@@ -112,6 +115,7 @@ class Holding:
         if self._is_doubted:
             self._lease = self._store.claim_again(self.lease, self._seconds, self._tried)
             self._is_doubted = False
+            self._tokens.update(self._tried)
             self._tried.clear()
             self._renewed = self._clock()
         self.pulse()

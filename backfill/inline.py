@@ -19,6 +19,7 @@ from backfill.failures import describe
 from backfill.keys import START
 from backfill.proof import incomplete_reason
 from backfill.runs import NewRun, Status
+from backfill.targets import check_key
 from backfill.trail import Stretch
 from backfill.writers import writer_for
 from backfill.writers.rows import RowsChanged
@@ -34,7 +35,21 @@ _SECONDS = 1.0
 """How long one chunk looks for rows where few are pending."""
 
 
-def complete(connection: sa.Connection, target: Target, how: Settings) -> int:
+def record(connection: sa.Connection, target: Target, how: Settings, version_table: str) -> None:
+    """Record that a backfill which nobody has run has succeeded: its gate found nothing to do.
+
+    Without that a `where`-less one would later be run on rows that were never meant, and one whose
+    columns a later revision drops would be incomplete for ever.
+    """
+    store.ensure_here(connection)  # first: on MariaDB it commits
+    with connection.begin_nested():
+        run = store.current(connection, target.declaration.name)
+        if run is None or run.status is Status.STALE:
+            run = _begin(connection, target, how, run, version_table)
+            store.succeed_here(connection, target.dialect, run, 0)
+
+
+def complete(connection: sa.Connection, target: Target, how: Settings, version_table: str) -> int:
     """Do what is left of a backfill, and record that it succeeded; the rows changed.
 
     `how.inline_rows` is the most that it may be. Raises RunFailed where it is more, where a row
@@ -43,14 +58,14 @@ def complete(connection: sa.Connection, target: Target, how: Settings) -> int:
     store.ensure_here(connection)  # first: on MariaDB it commits
     try:
         with connection.begin_nested(), target.dialect.borrowing(connection):
-            return _complete(connection, target, how)
+            return _complete(connection, target, how, version_table)
     except sa.exc.DBAPIError as error:
         why = describe(error, target.dialect)
         raise RunFailed(f"it cannot be completed inline: {why}") from error
 
 
-def _complete(connection: sa.Connection, target: Target, how: Settings) -> int:
-    run = _run(connection, target, how)
+def _complete(connection: sa.Connection, target: Target, how: Settings, version_table: str) -> int:
+    run = _run(connection, target, how, version_table)
     stretches = _stretches(connection, target, run)
     if _count(connection, target, stretches, how.inline_rows) > how.inline_rows:
         raise RunFailed(
@@ -65,23 +80,35 @@ def _complete(connection: sa.Connection, target: Target, how: Settings) -> int:
     return changed
 
 
-def _run(connection: sa.Connection, target: Target, how: Settings) -> Run:
+def _begin(
+    connection: sa.Connection,
+    target: Target,
+    how: Settings,
+    last: Run | None,
+    version_table: str,
+) -> Run:
+    """Record a new run after the last one, with all of the table before it."""
+    new = NewRun(
+        name=target.declaration.name,
+        number=1 if last is None else last.number + 1,
+        revision=target.declaration.revision or "",
+        fingerprint=target.declaration.fingerprint(),
+        settings=how.recorded(),
+        rows_estimated=None,
+        horizon=None,
+        key=target.key.shape,
+    )
+    bounds = [(START, last_key(connection, target.key))]
+    return store.create_here(connection, target.dialect, new, bounds, version_table)
+
+
+def _run(connection: sa.Connection, target: Target, how: Settings, version_table: str) -> Run:
     """Return the run to end, a new one if there is none. Raises what forbids it."""
     name, dialect = target.declaration.name, target.dialect
     run = store.current(connection, name, lock=dialect)
     if run is None or run.status in (Status.SUCCEEDED, Status.STALE):
-        new = NewRun(
-            name=name,
-            number=1 if run is None else run.number + 1,
-            revision=target.declaration.revision or "",
-            fingerprint=target.declaration.fingerprint(),
-            settings=how.recorded(),
-            rows_estimated=None,
-            horizon=None,
-        )
-        return store.create_here(
-            connection, dialect, new, [(START, last_key(connection, target.key))]
-        )
+        return _begin(connection, target, how, run, version_table)
+    check_key(target, run)
     if run.status in (Status.PAUSED, Status.CANCELLED):
         raise RunFailed(f"its run is {run.status.value}")
     for found in store.ranges_here(connection, dialect, run):

@@ -45,6 +45,11 @@ class Key:
         return tuple(column.name for column in self.columns)
 
     @property
+    def shape(self) -> tuple[tuple[str, str], ...]:
+        """The columns with their families of types: what keeps the meaning of a cursor."""
+        return tuple((column.name, _family(column.type)) for column in self.columns)
+
+    @property
     def selected(self) -> list[sa.ColumnElement[Any]]:
         """The key's columns as a SELECT list, in their travelling types."""
         return [
@@ -126,6 +131,18 @@ class Key:
         )
 
 
+_FAMILIES = (
+    *(sa.Enum, sa.Boolean, sa.Integer, sa.Numeric, sa.String, sa.Uuid),
+    *(sa.DateTime, sa.Date, sa.Time, sa.LargeBinary, sa.BINARY, sa.VARBINARY),
+)
+
+
+def _family(kind: TypeEngine[Any]) -> str:
+    """Return what a type has in common with those that order its values alike: INTEGER and
+    BIGINT are of one family, INTEGER and TEXT are not."""
+    return next((f.__name__ for f in _FAMILIES if isinstance(kind, f)), "other")
+
+
 def alike(low: KeyValues, high: KeyValues) -> int:
     """Return how many leading values two keys share, the last one never among them."""
     pairs = zip(low, high[:-1], strict=False)
@@ -175,8 +192,9 @@ def loads(text: str) -> KeyValues:
         return tuple(_untagged(item) for item in items)
     except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
         raise StateError(
-            "A key in the state tables is not in the form that this version writes; "
-            "somebody edited it, or a newer version of backfill wrote it."
+            "A key in the state tables is not in the form that this version writes; somebody edited"
+            " it, or a newer version of backfill wrote it. Take that back; or"
+            " `backfill cancel NAME`, and run it again from its beginning."
         ) from error
 
 

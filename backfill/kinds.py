@@ -7,8 +7,9 @@ import re
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
-from backfill.windows import EXAMPLE, Window
+from backfill.speed.windows import EXAMPLE, Window
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 _SWITCH = {"true": True, "yes": True, "on": True, "1": True}
 _SWITCH |= {"false": False, "no": False, "off": False, "0": False}
 _PASSWORD = re.compile(r"(://[^\s:/@]*):[^\s/]*@")
+_IN_QUERY = re.compile(r"(?i)([?&;][^=&;\s]*(?:pass|pwd|secret|token)[^=&;\s]*=)[^&;\s]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,15 @@ TEXTS = Kind("a list of texts, or text with one of them a line", _texts)
 WINDOW = Kind(f'two times of the day and a zone, like "{EXAMPLE}"', _window)
 
 
+def secrets_of(url: str) -> list[str]:
+    """Return what a message on a URL must not show, the longest first: its password, and the parts
+    of one that was not quoted, of which a driver takes some for the host."""
+    password = url.partition("://")[2].rpartition("@")[0].partition(":")[2]
+    parts = [part for part in re.split(r"\W+", password) if len(part) > 3]
+    found = {one for one in (password, unquote(password), *parts, *map(unquote, parts)) if one}
+    return sorted(found, key=len, reverse=True)
+
+
 def masked(text: str) -> str:
     """Return text with the passwords of its URLs taken out."""
-    return _PASSWORD.sub(r"\1:***@", text)
+    return _IN_QUERY.sub(r"\1***", _PASSWORD.sub(r"\1:***@", text))

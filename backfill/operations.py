@@ -16,8 +16,8 @@ from alembic.operations.ops import (
 )
 from alembic.util import CommandError
 
-from backfill import downgrades, placement, tables
-from backfill.configuration import settings_of
+from backfill import downgrades, placement, store, tables
+from backfill.configuration import settings_of, state_schema
 from backfill.dialects import dialect_for, offline_check
 from backfill.discovery import discover, named
 from backfill.errors import (
@@ -27,6 +27,7 @@ from backfill.errors import (
     RunFailed,
     UnknownBackfill,
 )
+from backfill.project import version_table
 from backfill.proof import incomplete_reason, offline_conditions
 from backfill.targets import bind
 
@@ -107,26 +108,30 @@ def _why_not(context: MigrationContext, operation: RequireBackfill) -> str | Non
     assert context.config is not None
     said = {} if operation.inline is None else {"gate": _GATES[operation.inline]}
     how = settings_of(context.config, declaration, ("The revision", said))
-    if reason is None or how.gate != _GATES[True]:
+    if reason is not None and how.gate != _GATES[True]:
         return reason
-    return _complete_inline(connection, target, how, _declared(context))
+    from backfill import inline  # here, since `import backfill` stands in every revision
+
+    if reason is None:
+        inline.record(connection, target, how, version_table(context))
+        return None
+    return _complete_inline(context, target, how)
 
 
 _GATES = {True: "inline", False: "refuse"}
 
 
-def _complete_inline(
-    connection: Connection, target: Target, how: Settings, declared: Sequence[Declared]
-) -> str | None:
+def _complete_inline(context: MigrationContext, target: Target, how: Settings) -> str | None:
     from backfill import inline  # here, since `import backfill` stands in every revision
 
+    connection, declared = _connection(context), _declared(context)
     for other in named(declared, target.declaration.depends_on or [target.declaration.name]):
         if other.name in target.declaration.depends_on:
             needed = bind(other.declaration, target.dialect, connection)
             if incomplete_reason(connection, needed) is not None:
                 return f"it depends on {other.name!r}, which is not complete"
     try:
-        inline.complete(connection, target, how)
+        inline.complete(connection, target, how, version_table(context))
     except (RunFailed, LeaseHeld) as error:
         return str(error).rstrip(".")
     return None
@@ -134,7 +139,9 @@ def _complete_inline(
 
 def _write_check(context: MigrationContext, name: str) -> None:
     """Write a check into an offline script, where the database can express one."""
-    conditions = offline_conditions(_declaration(context, name), context.dialect)
+    conditions = offline_conditions(
+        _declaration(context, name), context.dialect, state_schema(context.config)
+    )
     problem = f"Backfill {name} is not complete: backfill run {name}, then go on from here"
     check = offline_check(context.dialect, conditions, problem) if conditions else None
     context.impl.static_output(
@@ -159,8 +166,9 @@ def _declared(context: MigrationContext) -> Sequence[Declared]:
 
 
 def _connection(context: MigrationContext) -> Connection:
+    """Return the migration's own connection, which finds our tables from now on."""
     assert context.connection is not None
-    return context.connection
+    return store.keep_in(context.connection, state_schema(context.config))
 
 
 @contextmanager

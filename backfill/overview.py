@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from backfill import keys, owners, sync
 from backfill.dialects import Limits
-from backfill.errors import BackfillError
+from backfill.errors import BackfillError, DeclarationError
 from backfill.proof import count_pending, incomplete_reason
 from backfill.runs import TRANSITIONS, Status
+from backfill.store import current, exists
 from backfill.targets import bind
 
 if TYPE_CHECKING:
@@ -34,11 +35,11 @@ if TYPE_CHECKING:
     from backfill.targets import Target
 
 Document = list[dict[str, Any]]
-TakenBack = Callable[[str], bool]
-"""Whether a revision that was applied once is not any more."""
+TakenBack = Callable[["Run"], bool]
+"""Whether the revision of a run was applied once and is not any more."""
 
 
-def _never(_revision: str) -> bool:
+def _never(_run: Run) -> bool:
     return False
 
 
@@ -51,7 +52,7 @@ def listing(
     declared: Sequence[Declared], store: Store, *, taken_back: TakenBack = _never
 ) -> Document:
     """Return every declared backfill, in the order of the revisions, and those that were run and
-    are declared no more. `taken_back` says of a revision whether it was downgraded."""
+    are declared no more. `taken_back` says of a run whether its revision was downgraded."""
     runs = {run.name: run for run in store.latest()}
     document = []
     for one in declared:
@@ -141,14 +142,22 @@ def verify(declared: Sequence[Declared], dialect: Dialect) -> Document:
     """
     document = []
     for one in declared:
-        with looking_at(one.declaration, dialect) as (connection, target, reading):
-            if target.pending is not None:
-                pending: int | None = count_pending(connection, target, reading=reading)
-            else:
-                reason = incomplete_reason(connection, target, reading=reading)
-                pending = 0 if reason is None else None
+        try:
+            pending = _count(one, dialect)
+        except DeclarationError:
+            if not is_history(one, dialect):
+                raise
+            pending = 0
         document.append({"name": one.name, "pending": pending})
     return document
+
+
+def _count(one: Declared, dialect: Dialect) -> int | None:
+    with looking_at(one.declaration, dialect) as (connection, target, reading):
+        if target.pending is not None:
+            return count_pending(connection, target, reading=reading)
+        reason = incomplete_reason(connection, target, reading=reading)
+        return 0 if reason is None else None
 
 
 def check(declared: Sequence[Declared], dialect: Dialect) -> Document:
@@ -169,10 +178,24 @@ def why_incomplete(one: Declared, dialect: Dialect) -> str | None:
         with looking_at(one.declaration, dialect) as (connection, target, reading):
             reason = incomplete_reason(connection, target, reading=reading)
     except BackfillError as error:
-        reason = str(error)
+        is_over = isinstance(error, DeclarationError) and is_history(one, dialect)
+        reason = None if is_over else str(error)
     if reason is not None and not one.is_known:
         reason += f" (and its revision {one.revision} is unknown)"
     return reason
+
+
+def is_history(one: Declared, dialect: Dialect) -> bool:
+    """Whether a backfill has succeeded as it is declared now: if its table does not fit it any
+    more, later revisions have dropped what it was about, and nothing is left to do."""
+    with (
+        dialect.open(_READING) as connection,
+        dialect.transaction(connection, _READING, write=False),
+    ):
+        run = current(connection, one.name) if exists(connection) else None
+    if run is None or run.status is not Status.SUCCEEDED:
+        return False
+    return run.fingerprint == one.declaration.fingerprint()
 
 
 @contextmanager
@@ -193,7 +216,7 @@ def looking_at(
 def _status(run: Run | None, taken_back: TakenBack) -> str:
     if run is None:
         return Status.PENDING.value
-    is_stale = Status.STALE in TRANSITIONS[run.status] and taken_back(run.revision)
+    is_stale = Status.STALE in TRANSITIONS[run.status] and taken_back(run)
     return (Status.STALE if is_stale else run.status).value
 
 

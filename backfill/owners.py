@@ -23,8 +23,10 @@ def is_dead(owner: str) -> bool:
 
     False where that cannot be known: another machine, or a system without /proc.
     """
-    host, pid, started, machine = owner.rsplit(":", 3)
-    if host != _host() or machine != _machine() or not machine or not pid.isdigit():
+    host, pid, started, machine = _parts(owner)
+    if host != _host() or machine != _machine() or not machine:
+        return False
+    if not (pid.isdecimal() and started.isdecimal()):
         return False
     now = _started(int(pid))
     return _is_gone(int(pid)) if now is None else now != int(started)
@@ -43,8 +45,14 @@ def _is_gone(pid: int) -> bool:
 
 def shown(owner: str) -> str:
     """Return the part of an owner that means something to a person."""
-    host, pid, *_ = owner.rsplit(":", 3)
-    return f"{host} (process {pid})"
+    host, pid, *_ = _parts(owner)
+    return f"{host} (process {pid})" if pid else host
+
+
+def _parts(owner: str) -> list[str]:
+    """Take an owner apart, whatever somebody has written there."""
+    parts = owner.rsplit(":", 3)
+    return parts if len(parts) == 4 else [owner, "", "", ""]
 
 
 @cache

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import sys
 import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from types import FrameType
 
 _CHANGES_NOTHING = frozenset(
@@ -18,6 +20,8 @@ _CHANGES_NOTHING = frozenset(
         *("get_bind", "get_context", "f", "inline_literal"),
     }
 )
+_SETTING = re.compile(r"\s*(?:SET|SHOW|PRAGMA|RESET)\b", re.IGNORECASE)
+"""No SELECT: it may call a function that changes something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +37,25 @@ class Placement:
 
 def of_caller() -> Placement | None:
     """Return where the revision stands that is being run; None: no revision called us."""
-    frame: FrameType | None = sys._getframe()
-    while frame is not None and not {"revision", "down_revision"} <= frame.f_globals.keys():
-        frame = frame.f_back
-    if frame is None:
+    frames = list(_frames_of_revision())
+    if not frames:
         return None
-    down = frame.f_globals["down_revision"]
+    said = frames[0].f_globals
+    down = said["down_revision"]
     return Placement(
-        revision=str(frame.f_globals["revision"]),
+        revision=str(said["revision"]),
         down_revision=down if isinstance(down, str) else None,
-        preceding=_preceding(frame),
+        preceding=next((line for line in map(_preceding, frames) if line is not None), None),
     )
+
+
+def _frames_of_revision() -> Iterator[FrameType]:
+    """Give the calls that led here from a revision's `upgrade()` on, that one last."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if {"revision", "down_revision"} <= frame.f_globals.keys():
+            yield frame
+        frame = frame.f_back
 
 
 def _preceding(frame: FrameType) -> int | None:
@@ -56,20 +68,39 @@ def _preceding(frame: FrameType) -> int | None:
     return None if found is None else found + first - 1
 
 
-def first_change(tree: ast.AST, *, before: int | None = None) -> int | None:
-    """Return the first line at which revision code changes something, above a line if given:
-    an operation of Alembic's, or a statement that is executed."""
+def is_harmless(operation: str, texts: Sequence[str]) -> bool:
+    """Whether an operation may stand before a gate: it changes nothing, or nothing that could not
+    be done again. `texts` are what `execute` sends, as far as that is known."""
+    if operation == "execute":
+        return bool(texts) and all(_SETTING.match(text) for text in texts)
+    return operation in _CHANGES_NOTHING
+
+
+def first_change(tree: ast.AST, *, before: int) -> int | None:
+    """Return the first line, above another one, at which revision code changes something: an
+    operation of Alembic's, or a statement that is executed."""
     lines = [
         node.lineno
         for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and (before is None or node.lineno < before)
-        if _changes_something(node.func)
+        if isinstance(node, ast.Call) and node.lineno < before and _changes_something(node)
     ]
     return min(lines, default=None)
 
 
-def _changes_something(function: ast.expr) -> bool:
+def _changes_something(call: ast.Call) -> bool:
+    function = call.func
     if not isinstance(function, ast.Attribute):
         return False
     is_op = isinstance(function.value, ast.Name) and function.value.id == "op"
-    return function.attr == "execute" or (is_op and function.attr not in _CHANGES_NOTHING)
+    is_operation = is_op or function.attr == "execute"
+    return is_operation and not is_harmless(function.attr, _texts(call))
+
+
+def _texts(call: ast.Call) -> list[str]:
+    """Return the SQL text of `execute("…")`, or of `execute(text("…"))`."""
+    given = call.args[:1]
+    if given and isinstance(given[0], ast.Call):
+        given = given[0].args[:1]
+    return [
+        one.value for one in given if isinstance(one, ast.Constant) and isinstance(one.value, str)
+    ]

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from backfill import aftercare, store, sync
 from backfill.chunks import Chunk, Walk, last_key, pending_condition
-from backfill.dialects import Limits
+from backfill.dialects import Limits, Overtaken
 from backfill.errors import BackfillError
 from backfill.failures import describe
 from backfill.keys import START, KeyValues, alike
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from backfill.settings import Settings
     from backfill.targets import Target
+    from backfill.writers.base import Writer
 
 _SAMPLES = 8
 _SAMPLE_ROWS = 500
@@ -205,7 +206,8 @@ class _Planner:
         if target.pending is None:
             self.warnings.append(
                 "there is no `where`: every row up to the highest key at the start is done once."
-                " Rows inserted later are up to the application, and no sweep can look for them."
+                " Rows inserted later are up to the application, and no sweep can look for them; a"
+                " row whose key changes meanwhile may be passed over, or done twice."
             )
         elif found.is_sparse:
             self.warnings.append(
@@ -229,7 +231,6 @@ class _Planner:
         target = self.target
         walk = Walk(target)
         writer = writer_for(target, walk)
-        done: list[tuple[int, float]] = []
         try:
             with self.dialect.transaction(connection, self.limits, write=False):
                 upper = last_key(connection, target.key)
@@ -238,19 +239,30 @@ class _Planner:
                 chunk = walk.next(connection, START, upper, self._size(), seconds=0.2)
             started = time.perf_counter()
             writer.compute(chunk, lambda: None)
-            with suppress(_RollBack), self.dialect.transaction(connection, self.limits):
-                with _collecting(connection, self.shown):
-                    written = writer.write(connection, chunk)
-                done.append((self._rows(chunk, written), time.perf_counter() - started))
-                self.warnings += aftercare.advice(target, connection)
-                raise _RollBack
+            try:
+                return self._rolled_back(connection, chunk, writer, started)
+            except Overtaken:  # as a worker would: with locks
+                writer.be_careful()
+                return self._rolled_back(connection, chunk, writer, started)
         except BackfillError:
             raise
         except Exception as error:
             self.warnings.append(f"the first chunk failed: {describe(error, self.dialect)}.")
-        else:
+            return 0, 0.0
+
+    def _rolled_back(
+        self, connection: sa.Connection, chunk: Chunk, writer: Writer, started: float
+    ) -> tuple[int, float]:
+        """Write a chunk, and take it back: its rows, and the seconds since it was begun."""
+        done = 0, 0.0
+        with suppress(_RollBack), self.dialect.transaction(connection, self.limits):
+            with _collecting(connection, self.shown):
+                written = writer.write(connection, chunk)
+            done = self._rows(chunk, written), time.perf_counter() - started
             self._warn_of(written)
-        return done[0] if done else (0, 0.0)
+            self.warnings += aftercare.advice(self.target, connection)
+            raise _RollBack
+        return done
 
     def _rows(self, chunk: Chunk, written: Written) -> int:
         return written.changed or len(chunk.page or ()) or chunk.scanned

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from backfill.doctor import Finding
     from backfill.planner import Plan
@@ -40,7 +40,7 @@ def _status_lines(row: dict[str, Any]) -> Iterator[str]:
     if row["throttled"]:
         yield str(row["throttled"])
     if row["set"]:
-        yield f"set: {', '.join(f'{name}={value}' for name, value in row['set'].items())}"
+        yield f"set: {changed(row['set'])}"
     if row["problem"]:
         yield str(row["problem"])
     if row["sync"]:
@@ -52,6 +52,15 @@ def _status_lines(row: dict[str, Any]) -> Iterator[str]:
     for owner in sorted({r["owner"] for r in row["ranges"] if r["owner"]}):
         held = sum(r["owner"] == owner for r in row["ranges"])
         yield f"{held} of {len(row['ranges'])} key ranges leased by {owner}"
+
+
+def changed(settings: Mapping[str, object]) -> str:
+    """Return what `set` has changed as one types it: `nice=1, rows_per_second=20000`."""
+    return ", ".join(f"{name}={_typed(value)}" for name, value in settings.items())
+
+
+def _typed(value: object) -> str:
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def plan(found: Plan) -> Iterator[str]:

@@ -12,6 +12,7 @@ import gc
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,15 +22,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 from backfill import retries
 from backfill.budget import Budget, Stopped
-from backfill.collector import throttled
 from backfill.dialects import Limits, dialect_for
 from backfill.discovery import discover, named
 from backfill.errors import BackfillError, ConfigurationError, LeaseLost, WorkerFailed
 from backfill.failures import describe
 from backfill.overview import looking_at
-from backfill.pacing import OF_THE_RUN, Pace, gist
 from backfill.project import load_all
 from backfill.runs import Status
+from backfill.speed.collector import throttled
+from backfill.speed.pacing import OF_THE_RUN, Pace, gist
 from backfill.store import Store
 from backfill.threads import work_in_threads
 from backfill.workers import Worker
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from backfill.reporters import Event, Reporter
     from backfill.runs import Run
     from backfill.settings import Settings
-    from backfill.throttles import Throttle
+    from backfill.speed.throttles import Throttle
 
 _LOOK_SECONDS = 0.1
 _LAST_SECONDS = 15.0
@@ -186,6 +187,7 @@ def _work(task: _Task, shared: Shared, writer: Connection[Any, Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command hears it, and tells us
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     Thread(target=_die_with_the_command, daemon=True).start()
+    sys.stdout = sys.stderr  # the other one is the command's
     send = _Sender(writer)
     with ExitStack() as stack:
         send(_ended(task, Budget(shared=shared), send, stack))
@@ -236,6 +238,7 @@ def _walk(task: _Task, one: Declared, dialect: Dialect, budget: Budget, send: _S
 
 def _failed(error: Exception, dialect: Dialect | None) -> _End:
     if dialect is None:
-        return _End(WorkerFailed, f"a worker process could not load the project: {error}")
+        why = error if isinstance(error, BackfillError) else type(error).__name__
+        return _End(WorkerFailed, f"a worker process could not load the project: {why}")
     text = str(error) if isinstance(error, BackfillError) else describe(error, dialect)
     return _End(WorkerFailed, text, retries.status_after(error, dialect.error_kind))

@@ -19,10 +19,11 @@ import sqlalchemy as sa
 from alembic.runtime.environment import EnvironmentContext
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.script.revision import RevisionError
 from alembic.util import CommandError
 
-from backfill import kinds
-from backfill.configuration import Origin, configuration
+from backfill import kinds, store
+from backfill.configuration import Origin, configuration, parser_problem, state_schema
 from backfill.dialects import dialect_for, free_of_event_loops, keep_place, outside_of_loops
 from backfill.errors import ConfigurationError
 
@@ -43,6 +44,8 @@ class Project:
     """The revisions that the database stands at."""
     database: str = ""
     """What env.py calls it, where it migrates several."""
+    version_table: str = "alembic_version"
+    """With its schema, if that is not the default one."""
     is_elsewhere: bool = False
     """`--url` named another database than the one that env.py leads to."""
 
@@ -53,7 +56,7 @@ class Project:
             return frozenset()
         try:
             revisions = list(self.script.iterate_revisions(self.heads, "base"))
-        except CommandError as error:
+        except (CommandError, RevisionError) as error:
             raise ConfigurationError(
                 f"The database stands at {', '.join(self.heads)}, which {self.script.dir} does"
                 f" not know: {error}. Is this the code that was deployed?"
@@ -102,8 +105,10 @@ def load_all(origin: Origin, stack: ExitStack) -> list[Project]:
     databases = _run_env(config, script)
     if origin.database is not None:
         databases = [one for one in databases if one.name == origin.database]
+    schema = state_schema(config)
+    databases = [replace(one, engine=store.keep_in(one.engine, schema)) for one in databases]
     if origin.url is None:
-        return [Project(config, script, one.engine, one.heads, one.name) for one in databases]
+        return [one.of(config, script) for one in databases]
     if len(databases) > 1:
         raise ConfigurationError(
             f"{script.env_py_location} migrates several databases, so that one `--url` will not"
@@ -111,8 +116,9 @@ def load_all(origin: Origin, stack: ExitStack) -> list[Project]:
         )
     (one,) = databases
     if one.engine.url == sa.make_url(origin.url):
-        return [Project(config, script, one.engine, one.heads, one.name)]
-    return [_elsewhere(config, script, one, origin.url)]
+        return [one.of(config, script)]
+    elsewhere = _elsewhere(config, script, one, origin.url)
+    return [replace(elsewhere, engine=store.keep_in(elsewhere.engine, schema))]
 
 
 def find(origin: Origin, stack: ExitStack) -> tuple[Config, ScriptDirectory]:
@@ -122,7 +128,9 @@ def find(origin: Origin, stack: ExitStack) -> tuple[Config, ScriptDirectory]:
         config.set_main_option("sqlalchemy.url", origin.url.replace("%", "%%"))
     try:
         return config, ScriptDirectory.from_config(config)
-    except (CommandError, ParserError, ValueError) as error:
+    except ParserError as error:
+        raise ConfigurationError(f"{config.config_file_name}: {parser_problem(error)}") from error
+    except (CommandError, ValueError) as error:
         raise ConfigurationError(f"{config.config_file_name}: {error}") from error
 
 
@@ -136,8 +144,12 @@ class _Database:
     version_table: str
     version_table_schema: str | None
 
+    def of(self, config: Config, script: ScriptDirectory) -> Project:
+        table = _qualified(self.version_table, self.version_table_schema)
+        return Project(config, script, self.engine, self.heads, self.name, table)
+
     @classmethod
-    def of(cls, context: MigrationContext, connection: sa.Connection) -> _Database:
+    def seen(cls, context: MigrationContext, connection: sa.Connection) -> _Database:
         return cls(
             database_name(context),
             keep_place(connection),
@@ -145,6 +157,15 @@ class _Database:
             context.version_table,
             context.version_table_schema,
         )
+
+
+def version_table(context: MigrationContext) -> str:
+    """Return the name of Alembic's own table, by which runs remember whose they are."""
+    return _qualified(context.version_table, context.version_table_schema)
+
+
+def _qualified(table: str, schema: str | None) -> str:
+    return f"{schema}.{table}" if schema else table
 
 
 def database_name(context: MigrationContext) -> str:
@@ -160,7 +181,7 @@ def _run_env(config: Config, script: ScriptDirectory) -> list[_Database]:
 
     def look(heads: Any, context: MigrationContext) -> list[Any]:
         if context.connection is not None:
-            found.append(_Database.of(context, context.connection))
+            found.append(_Database.seen(context, context.connection))
         return []
 
     try:
@@ -215,6 +236,8 @@ def kept_loggers() -> Iterator[None]:
 
 def _described(error: Exception, config: Config) -> str:
     """Return what an error says, and where in the file it was raised if it is the user's own."""
+    if isinstance(error, ParserError):
+        return parser_problem(error)
     text = _scrubbed(error, config)
     if isinstance(error, (CommandError, ImportError, sa.exc.SQLAlchemyError)):
         return text
@@ -228,12 +251,12 @@ def _described(error: Exception, config: Config) -> str:
 
 def _scrubbed(error: Exception, config: Config) -> str:
     """Return an error's text without the password of the configured URL."""
-    text = kinds.masked(" ".join(str(getattr(error, "orig", None) or error).split()))
-    try:
-        password = sa.make_url(config.get_main_option("sqlalchemy.url") or "").password
-    except (sa.exc.ArgumentError, ValueError, CommandError, ParserError):
-        return text
-    return text.replace(str(password), "***") if password else text
+    text = " ".join(str(getattr(error, "orig", None) or error).split())
+    section = config.config_ini_section
+    url = config.file_config.get(section, "sqlalchemy.url", raw=True, fallback="")
+    for secret in kinds.secrets_of(url.replace("%%", "%")):
+        text = text.replace(secret, "***")
+    return kinds.masked(text)
 
 
 def _elsewhere(config: Config, script: ScriptDirectory, instead: _Database, url: str) -> Project:
@@ -251,8 +274,8 @@ def _elsewhere(config: Config, script: ScriptDirectory, instead: _Database, url:
     try:
         engine = free_of_event_loops(sa.create_engine(url, poolclass=sa.pool.NullPool))
         found = dialect_for(engine).call(heads)
-        return Project(config, script, engine, found, instead.name, is_elsewhere=True)
+        return replace(instead.of(config, script), engine=engine, heads=found, is_elsewhere=True)
     except (ImportError, sa.exc.SQLAlchemyError) as error:
-        shown = sa.make_url(url).render_as_string(hide_password=True)
+        shown = kinds.masked(sa.make_url(url).render_as_string(hide_password=True))
         text = f"{shown} cannot be reached: {_scrubbed(error, config)}"
         raise ConfigurationError(text) from error

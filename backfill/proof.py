@@ -46,7 +46,9 @@ def incomplete_reason(
     return None if run.status is Status.SUCCEEDED else f"its run is {run.status.value}"
 
 
-def offline_conditions(declaration: type[Backfill], dialect: sa.Dialect) -> list[str] | None:
+def offline_conditions(
+    declaration: type[Backfill], dialect: sa.Dialect, state_schema: str | None = None
+) -> list[str] | None:
     """Return SQL for "this backfill is not complete", for a database that is not there: of
     several conditions each means something only if those before it hold.
 
@@ -63,7 +65,7 @@ def offline_conditions(declaration: type[Backfill], dialect: sa.Dialect) -> list
 
     rows = f"EXISTS (SELECT 1 FROM {plain.identifier_preparer.format_table(table)}"
     if declaration.where is None:
-        return [f"{rows})", sql(store.unproved(declaration.name))]
+        return [f"{rows})", sql(store.unproved(declaration.name, state_schema))]
     condition = sql(condition_of(declaration.where, declaration, sa.Table(name, sa.MetaData())))
     return [f"{rows} WHERE {condition})"]
 
@@ -128,6 +130,24 @@ def count_pending(
     assert target.pending is not None
     count = _Count(connection, target, target.pending, reading)
     return sum(count.strides(Stretch(START, count.highest())))
+
+
+def count_around(
+    connection: sa.Connection,
+    target: Target,
+    key: KeyValues,
+    quarantined: Sequence[KeyValues] = (),
+    *,
+    reading: Reading = nullcontext,
+) -> tuple[int, int]:
+    """Count the pending rows up to a key, and those behind it, in short reads."""
+    pending = pending_condition(target, quarantined)
+    assert pending is not None
+    count = _Count(connection, target, pending, reading)
+    within = sum(count.strides(Stretch(START, key)))
+    highest = count.highest()
+    behind = 0 if highest == START else sum(count.strides(Stretch(key, highest)))
+    return within, behind
 
 
 class _TooSlow(Exception):

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from backfill import retries
 from backfill.chunks import Chunk, Walk
-from backfill.dialects import Limits
+from backfill.dialects import ErrorKind, Limits
 from backfill.errors import InvalidTransition, LeaseLost
 from backfill.failures import describe
 from backfill.keys import START
 from backfill.runs import Status
+from backfill.targets import check_key
 from backfill.writers import writer_for
 from backfill.writers.rows import is_about_a_row
 
@@ -45,6 +46,7 @@ def retry(
     `stand_by` is called before each row, and returns when it may be written.
     Raises InvalidTransition if the run is paused, cancelled or stale: stopped means stopped.
     """
+    check_key(target, run)
     by_index = not target.key.is_single
     limits = Limits.of(settings, f"backfill: {run.name} failures", by_index=by_index)
     resolved = 0
@@ -82,7 +84,8 @@ class _Retry:
             return False
         except Exception as error:
             dialect = self.target.dialect
-            if not is_about_a_row(error, dialect, computes=self.writer.computes):
+            is_slow = dialect.error_kind(error) is ErrorKind.TOO_SLOW
+            if not is_slow and not is_about_a_row(error, dialect, computes=self.writer.computes):
                 raise
             self.store.failed_again(failure, describe(error, dialect))
             return False

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 
 from backfill import owners
 from backfill.chunks import last_key
+from backfill.errors import StateError
 from backfill.keys import START, KeyValues
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import sqlalchemy as sa
 
-    from backfill.runs import KeyRange
+    from backfill.runs import KeyRange, Run
     from backfill.targets import Target
 
 PER_WORKER = 8
@@ -54,6 +57,31 @@ def cut_range(
             connection, target.key, rows, parts, after=found.cursor, upto=found.upper
         )
     return _between(found.cursor, points, found.upper)
+
+
+def check_whole(target: Target, run: Run, found: Sequence[KeyRange]) -> None:
+    """Raise StateError unless a run's key ranges follow each other without a gap, and those that
+    are finished were walked to their ends: what somebody deleted or edited would be left out."""
+    looks = _widths if target.dialect.mixes_types else _types
+    alike = {looks(key) for one in found for key in (one.lower, one.cursor, one.upper) if key}
+    lowers, uppers = {one.lower for one in found}, {one.upper for one in found}
+    is_whole = lowers - uppers == {START} and len(uppers - lowers) == 1 and len(alike) == 1
+    was_walked = all(one.cursor == one.upper for one in found if one.finished)
+    if (not found and (run.is_empty or run.pass_number > 1)) or (is_whole and was_walked):
+        return
+    raise StateError(
+        f"The key ranges of backfill {run.name!r} in backfill_range are not as they were written:"
+        " somebody deleted or edited some. Begin again:"
+        f" `backfill cancel {run.name}`, then `backfill run {run.name}`."
+    )
+
+
+def _widths(key: KeyValues) -> tuple[object, ...]:
+    return (len(key),)
+
+
+def _types(key: KeyValues) -> tuple[object, ...]:
+    return tuple(map(type, key))
 
 
 def _parts(rows: int | None, workers: int) -> int:

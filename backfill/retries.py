@@ -52,15 +52,25 @@ ENDS: dict[ErrorKind, Status] = {
 """What becomes of the run after an error that is not tried again; else it has failed."""
 
 
+_EVEN_OUT_OF_COMMIT = (ErrorKind.OUT_OF_SPACE, ErrorKind.DAMAGE)
+"""Nothing is gained by finding out at once what became of that COMMIT: who goes on later claims
+again."""
+
+
 def policy_for(
     error: BaseException, kind_of: Callable[[BaseException], ErrorKind]
 ) -> Policy | None:
     """Return what to do about an error; None: do not try again."""
+    return POLICIES.get(_kind(error, kind_of))
+
+
+def _kind(error: BaseException, kind_of: Callable[[BaseException], ErrorKind]) -> ErrorKind:
     if isinstance(error, CommitUnknown):
-        return POLICIES[ErrorKind.SESSION_LOST]
+        cause = kind_of(error.__cause__ or error)
+        return cause if cause in _EVEN_OUT_OF_COMMIT else ErrorKind.SESSION_LOST
     if isinstance(error, (RowsKeptChanging, TableBusy)):
-        return POLICIES[ErrorKind.CONFLICT]
-    return POLICIES.get(kind_of(error))
+        return ErrorKind.CONFLICT
+    return kind_of(error)
 
 
 def retrying(
@@ -113,4 +123,4 @@ def status_after(error: BaseException, kind_of: Callable[[BaseException], ErrorK
     policy = policy_for(error, kind_of)
     if policy is not None:
         return policy.end
-    return ENDS.get(kind_of(error), Status.FAILED)
+    return ENDS.get(_kind(error, kind_of), Status.FAILED)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import gc
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
@@ -15,26 +15,29 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from backfill import owners, retries, sync
 from backfill.aftercare import AfterCare
 from backfill.budget import Stopped
-from backfill.collector import throttled
 from backfill.dialects import ErrorKind, Limits
 from backfill.dialects.triggers import label_of
 from backfill.errors import (
     BackfillError,
     CommitUnknown,
     DeclarationChanged,
+    DeclarationError,
     InvalidTransition,
     LeaseHeld,
     LeaseLost,
-    RunFailed,
     WorkerFailed,
 )
 from backfill.failures import describe
-from backfill.pacing import Pace
+from backfill.keys import START
 from backfill.processes import work_in_processes
-from backfill.proof import any_pending, incomplete_reason
-from backfill.ranges import cut_range, cut_table, is_free
+from backfill.proof import any_pending, count_around, incomplete_reason
+from backfill.ranges import check_whole, cut_range, cut_table, is_free
 from backfill.reporters import Event
 from backfill.runs import NewRun, Outcome, Result, Run, Status
+from backfill.speed.collector import throttled
+from backfill.speed.pacing import Pace
+from backfill.sweeps import Sweeps
+from backfill.targets import bind, check_key
 from backfill.threads import work_in_threads
 from backfill.trail import Trail
 from backfill.workers import Worker
@@ -49,9 +52,9 @@ if TYPE_CHECKING:
     from backfill.configuration import Origin
     from backfill.reporters import Reporter
     from backfill.settings import Settings
+    from backfill.speed.throttles import Throttle
     from backfill.store import Store
     from backfill.targets import Target
-    from backfill.throttles import Throttle
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -59,8 +62,6 @@ T = TypeVar("T")
 _OLDER_TRANSACTIONS_SECONDS = 0.2
 _SOON = 1.0
 """Seconds of a wait that need not be told."""
-_ALIKE = 3
-"""So many passes that change the same number of rows go nowhere."""
 
 
 class Runner:
@@ -83,8 +84,7 @@ class Runner:
         self.report = report
         self.name = target.declaration.name
         self.trail = Trail()
-        self._changed: list[int] = []
-        """Rows changed by each pass that this command has seen to its end."""
+        self._sweeps = Sweeps(target)
         label, by_index = label_of(self.name), not target.key.is_single
         self.limits = Limits.of(settings, label, by_index=by_index)
         self._care = AfterCare(target, self.limits, settings, report, budget.stop.wait)
@@ -132,8 +132,20 @@ class Runner:
         except BackfillError as error:
             return self._failed(run, self._status_after(error), str(error))
         except Exception as error:
-            text = describe(error, self.target.dialect)
+            text = self._told(error)
             return self._failed(run, self._status_after(error), text)
+
+    def _told(self, error: Exception) -> str:
+        """Return what is to be said of an error; of a table that was changed, what has changed."""
+        dialect = self.target.dialect
+        text = describe(error, dialect)
+        if dialect.error_kind(error) is ErrorKind.SCHEMA:
+            with suppress(DBAPIError), self._reading() as connection:
+                try:
+                    bind(self.target.declaration, dialect, connection)
+                except DeclarationError as problem:
+                    return f"{text}: {problem}"
+        return text
 
     def _paced(self, run: Run) -> Pace:
         """Return the pace of this command. Where processes do the work, each has its signals."""
@@ -153,6 +165,8 @@ class Runner:
         if run is not None and not run.is_over:
             if run.status is Status.PAUSED:
                 return run
+            check_key(self.target, run)
+            check_whole(self.target, run, self.store.ranges(run))
             if run.fingerprint != fingerprint and not accept_change:
                 raise DeclarationChanged(self.name)
             if run.fingerprint != fingerprint:
@@ -236,6 +250,8 @@ class Runner:
             settings=self.settings.recorded(),
             rows_estimated=estimate,
             horizon=horizon,
+            key=self.target.key.shape,
+            is_empty=not bounds,
         )
         return self.store.create(new, bounds)
 
@@ -327,20 +343,10 @@ class Runner:
 
     def next_pass(self, run: Run, max_passes: int) -> Run:
         """Begin another sweep over the rows that are pending again. Raises RunFailed."""
-        self._changed.append(self.store.changed_in_pass(run, run.pass_number))
-        last = self._changed[-_ALIKE:]
-        if len(last) == _ALIKE and len(set(last)) == 1:
-            raise RunFailed(
-                f"{_ALIKE} sweeps in a row changed {last[0]:,} rows, and some still match `where`:"
-                " it seems that what is written leaves them pending (perhaps NULL, or transform()"
-                " returned None). Narrow `where`, or write a value that ends it, and run again."
-            )
-        if len(self._changed) > max_passes:
-            raise RunFailed(
-                f"rows were still pending after {len(self._changed)} sweeps, {last[-1]:,} in the"
-                " last: somebody keeps writing rows that match `where`. Deploy the code that fills"
-                " the columns first, then run again."
-            )
+        number = run.pass_number
+        self._sweeps.note(number, self.store.changed_in_pass(run, number))
+        if self._sweeps.are_suspect(max_passes):
+            self._sweeps.judge(*self._pending_around(run), max_passes)
         with self._reading() as connection:
             bounds = cut_table(connection, self.target, run.rows_estimated, self.settings.walkers)
         self.store.add_pass(run, bounds)
@@ -350,10 +356,26 @@ class Runner:
             raise LeaseLost(0)
         return following
 
+    def _pending_around(self, run: Run) -> tuple[int, int]:
+        """Count the rows that are pending where the last pass has been, and behind its end."""
+        quarantined = [failure.key for failure in self.store.failures(run)]
+        upper = START
+        for stretch in self.trail.stretches(self.store.ranges(run)):
+            upper = stretch.upto
+        with self.target.dialect.open(self.limits) as connection:
+            return count_around(
+                connection,
+                self.target,
+                upper,
+                quarantined,
+                reading=lambda: self._reading(connection),
+            )
+
     # -- ending ------------------------------------------------------------------------
 
     def finish(self, run: Run) -> Result:
         """Record the success, or that rows are in quarantine."""
+        self._refuse_another_key(run)
         now = self.store.current(self.name)
         changed, quarantined = self.store.totals(run)
         if now is not None and now.id == run.id and now.status is Status.SUCCEEDED:
@@ -372,6 +394,14 @@ class Runner:
         self._care.end(changed)
         return result
 
+    def _refuse_another_key(self, run: Run) -> None:
+        """Raise KeyChanged where the key has changed under the walk, and no data could tell which
+        rows it has missed."""
+        if self.target.pending is None:
+            with self._reading() as connection:
+                now = bind(self.target.declaration, self.target.dialect, connection)
+            check_key(now, replace(run, key=self.target.key.shape))
+
     def _stopped(self, run: Run, reason: str) -> Result:
         try:
             self.store.rest(run)
@@ -382,7 +412,9 @@ class Runner:
 
     def _revoked(self, run: Run) -> Result:
         now = self._patiently(self.store.current, self.name)
-        if now is None or now.id != run.id:
+        if now is None:
+            return self._left(run, "the run is not recorded any more")
+        if now.id != run.id:
             return Result(Outcome.FAILED, "another run was begun meanwhile")
         if now.status is Status.PAUSED:
             text = f"paused from outside; `backfill resume {self.name}` and run again to go on"
@@ -397,7 +429,23 @@ class Runner:
             return self._ended(run, Outcome.FAILED, now.status, now.error or "failed elsewhere")
         if now.status is Status.SUCCEEDED:
             return Result(Outcome.COMPLETE, "was completed by another runner")
+        if self._patiently(self._is_left, now):
+            return self._left(run, "our lease is gone, and nobody else has one")
         return self._ended(run, Outcome.HELD, now.status, "another runner has taken over")
+
+    def _is_left(self, run: Run) -> bool:
+        """Whether something of a run is to be done, and nobody else is at it."""
+        left = [found for found in self.store.ranges(run) if not found.finished]
+        mine = owners.myself()
+        return bool(left) and all(found.owner == mine or is_free(found) for found in left)
+
+    def _left(self, run: Run, what: str) -> Result:
+        """What we knew is not recorded: the database has gone back to an earlier state."""
+        text = (
+            f"{what}: has another server taken over, or was a backup restored?"
+            f" `backfill run {self.name}` goes on from what is recorded"
+        )
+        return self._ended(run, Outcome.STOPPED, Status.PENDING, text)
 
     def _status_after(self, error: Exception) -> Status:
         return retries.status_after(error, self.target.dialect.error_kind)

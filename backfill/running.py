@@ -6,29 +6,31 @@ import os
 import signal
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from typing import TYPE_CHECKING, Any
 
-from backfill import quarantine
+from backfill import overview, quarantine
 from backfill.budget import Budget
-from backfill.collector import throttled
-from backfill.pacing import Pace, gist
+from backfill.errors import DeclarationError
 from backfill.reporters import Forgiving, JsonReporter, LogReporter, TerminalReporter
 from backfill.runner import Runner
-from backfill.runs import Outcome, Status
+from backfill.runs import Outcome
+from backfill.speed.collector import throttled
+from backfill.speed.pacing import Pace, gist
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
+    from typing import TextIO
 
     from backfill.context import Context
     from backfill.discovery import Declared
     from backfill.reporters import Reporter
     from backfill.runs import Run
     from backfill.settings import Settings
+    from backfill.speed.throttles import Throttle
     from backfill.store import Store
     from backfill.targets import Target
-    from backfill.throttles import Throttle
 
 EXIT_NOW = 3
 """The exit code of a second Ctrl-C: stopped, and resumable."""
@@ -58,7 +60,13 @@ class Runs:
 
     def _run(self, context: Context, one: Declared) -> Outcome:
         how = context.settings(one, self._options)
-        target = context.target(one)
+        try:
+            target = context.target(one)
+        except DeclarationError:
+            if self._again or not overview.is_history(one, context.dialect):
+                raise
+            say(f"{one.name}: is complete; later revisions have changed what it was about")
+            return Outcome.COMPLETE
         runner = Runner(target, context.store, how, self.budget, self.report, context.origin)
         result = runner.run(accept_change=self._accept_change, again=self._again)
         if not result.was_reported:
@@ -79,9 +87,13 @@ def runs(
     """Give what runs backfills for one command, until a signal or its budget stops it."""
     budget = Budget(limit, max_seconds)
     _stop_on_signals(budget)
-    report = Forgiving(_reporter(as_json), lambda: _unheard(budget))
+    streams = sys.stdout, sys.stderr
+    report = Forgiving(_reporter(as_json), lambda: _unheard(budget, streams))
+    # What revisions and transforms print is no JSON.
+    aside = redirect_stdout(sys.stderr) if as_json else nullcontext()
     try:
-        yield Runs(options, budget, report, accept_change=accept_change, again=again)
+        with aside:
+            yield Runs(options, budget, report, accept_change=accept_change, again=again)
     finally:
         report.close()
 
@@ -96,7 +108,7 @@ def run_due(
     outcomes = []
     seen, complete = set[str](), set[str]()
     for context, one in due:
-        if passes_over_cancelled and context.dialect.call(_was_cancelled, context, one):
+        if passes_over_cancelled and context.dialect.call(context.was_cancelled, one):
             say(f"{one.name}: was cancelled; `backfill run {one.name}` begins anew")
             outcomes.append(Outcome.FAILED)
             seen.add(one.name)
@@ -163,11 +175,6 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _was_cancelled(context: Context, one: Declared) -> bool:
-    found = context.store.current(one.name) if context.store.exists() else None
-    return found is not None and found.status is Status.CANCELLED
-
-
 def _reporter(as_json: bool) -> Reporter:
     if as_json:
         return JsonReporter()
@@ -176,10 +183,10 @@ def _reporter(as_json: bool) -> Reporter:
     return LogReporter(say)
 
 
-def _unheard(budget: Budget) -> None:
+def _unheard(budget: Budget, streams: Iterable[TextIO]) -> None:
     """Stop after the chunk: whoever read our output has gone, as in `backfill run | head`."""
     budget.ask_to_stop("nobody reads the output any more")
-    for stream in (sys.stdout, sys.stderr):
+    for stream in streams:
         with suppress(OSError, ValueError):
             stream.flush()
             continue

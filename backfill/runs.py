@@ -111,6 +111,17 @@ class Run:
     updated_at: datetime
     changed: Mapping[str, Any] = field(default_factory=dict)
     """What `backfill set` made of its settings."""
+    key: tuple[tuple[str, str], ...] = ()
+    """The columns by which it walks, each with its family of types; none: not recorded."""
+    is_empty: bool = False
+    """There was no row when it began."""
+    version_table: str = ""
+    """That of its project; "" where nobody has recorded it."""
+
+    def belongs_to(self, version_table: str) -> bool:
+        """Whether it may be a run of the project with this version table: another one in the same
+        database can have revisions of the same ids."""
+        return self.version_table in ("", version_table)
 
     @property
     def is_over(self) -> bool:
@@ -176,6 +187,8 @@ class NewRun:
     settings: dict[str, Any]
     rows_estimated: int | None
     horizon: str | None
+    key: tuple[tuple[str, str], ...] = ()
+    is_empty: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from backfill.discovery import folder_beside, resolved
 from backfill.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from types import ModuleType
 
     from alembic.script import Script, ScriptDirectory
@@ -27,7 +28,7 @@ class {class_name}(Backfill):
 
     name = "{name}"
     revision = "{revision}"
-    table = "{table}"
+    table = {table}
 
     # Rows that are still to do. Complete means that no row matches it any more.
     where = "new_column IS NULL"
@@ -69,18 +70,22 @@ _SYNC = """\
 _IMPORT = "import backfill  # noqa: F401  (keeps its tables out of autogenerate)\n"
 
 
-def write_class(script: ScriptDirectory, name: str, revision: str, table: str) -> list[Path]:
+def write_class(
+    script: ScriptDirectory, name: str, revision: str, table: str, taken: Collection[str] = ()
+) -> list[Path]:
     """Write the class into `backfills/`, and let its revision import us if none does.
 
-    Returns the files written. Raises ConfigurationError if the revision is unknown, or the
-    file is there already.
+    `taken` are the names of backfills that are there already. Returns the files written. Raises
+    ConfigurationError if the revision is unknown, or the name or the file is there already.
     """
     found = resolved(script, revision)
     if found is None:
         raise ConfigurationError(
             f"There is no revision {revision!r}, or not only one; see `alembic history`."
         )
-    if not name.isidentifier():
+    if name in taken:
+        raise ConfigurationError(f"A backfill is called {name!r} already; choose another name.")
+    if not name.isidentifier() or not _class_name(name):
         raise ConfigurationError(f"{name!r} is no name; take letters, digits and underscores.")
     source = Path(found.path)
     path = folder_beside(script, source.resolve()) / f"{name}.py"
@@ -89,7 +94,7 @@ def write_class(script: ScriptDirectory, name: str, revision: str, table: str) -
     path.parent.mkdir(exist_ok=True)
     path.write_text(
         _TEMPLATE.format(
-            name=name, class_name=_class_name(name), revision=found.revision, table=table
+            name=name, class_name=_class_name(name), revision=found.revision, table=_quoted(table)
         ),
         encoding="utf-8",
     )

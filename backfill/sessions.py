@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from backfill.budget import Turn
     from backfill.dialects import Limits
-    from backfill.pacing import Pace
+    from backfill.speed.pacing import Pace
     from backfill.targets import Target
 
 
@@ -55,4 +55,4 @@ class Session:
         connection, self._connection = self._connection, None
         self._foreign_writes = None
         if connection is not None:
-            connection.close()
+            self._dialect.close(connection)

@@ -48,8 +48,8 @@ class Settings:
     """Bytes that the rows of a chunk come to at most, as far as one can tell, where its size
     follows `target_seconds`. Without it 8 MiB; 32 MiB on SQLite."""
     target_seconds: float | None = setting(None, kinds.SECONDS, in_flight=True)
-    """How long a chunk may hold its locks: statement and commit. Without it 0.05, and 0.02 while
-    others are at work; 0.15 on SQLite, where whoever waits looks only every 0.1 s."""
+    """How long a chunk may hold its locks: statement and commit. Without it 0.05; while others are
+    at work 0.003, on MariaDB 0.005; 0.15 on SQLite, where who waits looks only every 0.1 s."""
     nice: float | None = setting(None, kinds.RATIO, in_flight=True)
     """Seconds of rest for each second that a chunk took: 1 works half of the time. Without it 1
     while others are at work, and 0 alone."""
@@ -63,6 +63,10 @@ class Settings:
     autovacuum comes when a fifth of the table is dead. NixOS' hydra took 5,000,000."""
     analyze: bool = setting(True, kinds.SWITCH)
     """Mend the planner's statistics after a run that has made them wrong."""
+    state_schema: str | None = setting(None, kinds.TEXT)
+    """The schema of the five tables `backfill_*`, which has to exist: a schema of PostgreSQL, a
+    database of MariaDB or MySQL on the same server. Without it they are where the connection looks
+    for tables. For the whole project, so not in a class."""
     gate: str = setting("refuse", kinds.GATE)
     """What `op.require_backfill` does where rows are left: refuse, or do them inline, on the
     migration's own connection: for development, tests and small remainders."""
@@ -172,14 +176,20 @@ def changes(given: Mapping[str, str]) -> dict[str, Any]:
             f"{fixed[0]} cannot be changed while a run lasts; stop the run, and start it again with"
             f" another. What can be: {', '.join(sorted(IN_FLIGHT))}."
         )
+    for name in given:
+        _refuse_unknown("The command line", name)
     return {k: _parse("The command line", k, v) if v.strip() else None for k, v in given.items()}
 
 
-def _parse(origin: str, name: str, value: Any) -> Any:
+def _refuse_unknown(origin: str, name: str) -> None:
     if name not in _FIELDS:
         raise ConfigurationError(
             f"{origin} has an unknown setting {name!r}. Known are: {', '.join(sorted(NAMES))}."
         )
+
+
+def _parse(origin: str, name: str, value: Any) -> Any:
+    _refuse_unknown(origin, name)
     if value is None and _FIELDS[name].default is None:
         return None
     kind: Kind = _FIELDS[name].metadata["kind"]

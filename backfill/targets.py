@@ -14,7 +14,7 @@ from sqlalchemy.sql import visitors
 
 from backfill.declaration import Level
 from backfill.dialects import ErrorKind
-from backfill.errors import DeclarationError
+from backfill.errors import DeclarationError, KeyChanged
 from backfill.keys import Key
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from backfill.declaration import Backfill
     from backfill.dialects import Dialect
+    from backfill.runs import Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +126,14 @@ def _has(inspector: sa.Inspector, schema: str | None) -> bool:
 def _close(name: str, names: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, names, n=3)
     return f"; did you mean {' or '.join(map(repr, close))}?" if close else "."
+
+
+def check_key(target: Target, run: Run) -> None:
+    """Raise KeyChanged where a run's cursors and failures are keys of another kind."""
+    before, now = run.key, target.key.shape
+    if before and before != now:
+        shown = [", ".join(f"{name} ({kind})" for name, kind in one) for one in (before, now)]
+        raise KeyChanged(run.name, target.table.fullname, *shown)
 
 
 # -- the key ---------------------------------------------------------------------------
@@ -333,6 +342,16 @@ def _check_sql(target: Target, connection: sa.Connection) -> None:
         raise DeclarationError(
             f"{target.declaration.name}: the database refuses the SQL of `where` or `values`:"
             f" {str(error.orig).strip()} (statement: {_shown(statement, target.dialect)})"
+        ) from error
+    except UnicodeError as error:
+        raise DeclarationError(
+            f"{target.declaration.name}: the SQL of `where` or `values` holds a character that"
+            " cannot be sent to a database (half of a surrogate pair)."
+        ) from error
+    except sa.exc.SQLAlchemyError as error:
+        raise DeclarationError(
+            f"{target.declaration.name}: SQLAlchemy makes no SQL of `where` or `values`:"
+            f" {str(getattr(error, 'orig', None) or error).strip()}."
         ) from error
 
 

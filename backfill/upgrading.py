@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import sqlalchemy as sa
 from alembic.runtime.environment import EnvironmentContext
 from alembic.runtime.migration import MigrationStep
 from alembic.util import CommandError
 
 from backfill import overview
 from backfill.budget import Stopped
-from backfill.dialects import dialect_for, outside_of_loops
+from backfill.dialects import ErrorKind, dialect_for, outside_of_loops
 from backfill.discovery import named
 from backfill.errors import (
     BackfillError,
@@ -37,12 +39,13 @@ from backfill.targets import bind
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    import sqlalchemy as sa
     from alembic.runtime.migration import MigrationContext
     from alembic.script import ScriptDirectory
 
     from backfill.context import Context
+    from backfill.dialects import Dialect
     from backfill.discovery import Declared
+    from backfill.project import Project
     from backfill.running import Runs
     from backfill.targets import Target
 
@@ -172,6 +175,7 @@ class Upgrade:
         except BackfillRequired as refused:
             due = _by_name(self._contexts, refused.name)
             again = str(refused)
+            _refuse_cancelled(due, refused)
         for _, one in due:
             if one.name in self._asked[again]:
                 raise UpgradeFailed(
@@ -211,7 +215,7 @@ class Upgrade:
                 raise error.__cause__ from error
             raise UpgradeFailed(str(error)) from error
         except Exception as error:
-            raise UpgradeFailed(_described(error, now)) from error
+            raise UpgradeFailed(_described(error, now, project)) from error
         finally:
             for engine in engines:
                 let_go(engine)
@@ -316,6 +320,13 @@ def _is_over(runs: Runs) -> bool:
     return False
 
 
+def _refuse_cancelled(due: Sequence[Pair], refused: BackfillRequired) -> None:
+    """Whoever has cancelled it decides how the gate is passed."""
+    for context, one in due:
+        if context.dialect.call(context.was_cancelled, one):
+            raise UpgradeFailed(f"{refused} It was cancelled, so this command leaves that to you.")
+
+
 def _refuse_elsewhere(contexts: Sequence[Context]) -> None:
     for context in contexts:
         if context.project.is_elsewhere:
@@ -326,14 +337,26 @@ def _refuse_elsewhere(contexts: Sequence[Context]) -> None:
             )
 
 
-def _described(error: Exception, now: Sequence[_Way]) -> str:
+def _described(error: Exception, now: Sequence[_Way], project: Project) -> str:
     """Say which revision failed, without the row's values that a server's text may carry."""
     if not now or not now[-1].current:
-        return f"env.py failed: {type(error).__name__}. `alembic current` shows all of it."
+        where = Path(project.script.env_py_location).name
+        return (
+            f"{where} failed: {describe(error, dialect_for(project.engine))}. `alembic current`"
+            " shows all of it, unless another upgrade was in the way: then call this one again."
+        )
     way = now[-1]
-    text = describe(error, way.context.dialect)
+    text = _text(error, way.context.dialect)
     path = way.script.get_revision(way.current).path
     return (
         f"Revision {way.current} ({path}) failed: {text}."
         f" `alembic upgrade {way.current}` shows all of it."
     )
+
+
+def _text(error: Exception, dialect: Dialect) -> str:
+    """Return what a revision met. Where its SQL does not fit the schema the database's own words
+    name tables and columns, and no row's values."""
+    if isinstance(error, sa.exc.DBAPIError) and dialect.error_kind(error) is ErrorKind.SCHEMA:
+        return f"{type(error.orig).__name__}: {str(error.orig).strip().splitlines()[0]}"
+    return describe(error, dialect)

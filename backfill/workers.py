@@ -17,15 +17,15 @@ from backfill.aftercare import Vacuuming
 from backfill.budget import Stopped
 from backfill.chunks import Chunk, Walk
 from backfill.dialects import ErrorKind, Overtaken
-from backfill.errors import LeaseLost, RowsKeptChanging, RunFailed
+from backfill.errors import LeaseLost, RowsKeptChanging, RowsTooSlow, RunFailed
 from backfill.failures import describe
 from backfill.holding import Holding
-from backfill.loggate import LogGate
-from backfill.pacing import Done, Rate
 from backfill.reporters import Event
 from backfill.runs import Checkpoint, Failure, Run, Status
 from backfill.sessions import Session
-from backfill.sizing import CEILING, CEILING_IN_MEMORY, Sizer
+from backfill.speed.loggate import LogGate
+from backfill.speed.pacing import Done, Rate
+from backfill.speed.sizing import CEILING, CEILING_IN_MEMORY, Sizer
 from backfill.trail import Trail
 from backfill.writers import Written, writer_for
 from backfill.writers.rows import RowsChanged, RowsWriter, is_about_a_row
@@ -38,10 +38,11 @@ if TYPE_CHECKING:
 
     from backfill.budget import Budget
     from backfill.dialects import Limits, LogFill
-    from backfill.pacing import Delay, Pace
+    from backfill.keys import KeyValues
     from backfill.retries import Policy
     from backfill.runs import KeyRange, Lease
     from backfill.settings import Settings
+    from backfill.speed.pacing import Delay, Pace
     from backfill.store import Store
     from backfill.targets import Target
 
@@ -54,6 +55,8 @@ _GLANCE_SECONDS = 0.25
 """How often a worker that waits asks whether it may go on: as often as gh-ost's copier."""
 _WORTH_TELLING = 4
 """Attempts at one chunk before anybody is told: a lock met once is everyday life."""
+_TOO_SLOW_TRIES = 3
+"""Attempts at the same rows before they are to blame for a time limit, rather than the moment."""
 _COMPUTE_SHARE = 20
 """Computing holds nothing, so it may take this much longer than writing."""
 
@@ -99,6 +102,8 @@ class Worker:
         self.vacuuming = Vacuuming(target, store, run, limits, report)
         self._row_bytes: int | None = None
         self._sized_by: Settings | None = None
+        self._too_slow: tuple[tuple[KeyValues, KeyValues], int] | None = None
+        """Between which keys a time limit was met last, and how often in a row."""
         self._stood_by = 0.0
         """Seconds in which a chunk waited for leave to go on."""
         self.sizer = self._sizer()
@@ -118,8 +123,7 @@ class Worker:
         try:
             self.retrying(self._measure)
             while self.retrying(self._claim):
-                self.walk_range()
-                self.retrying(self.hold.release)
+                self._walk_claimed()
         finally:
             self.session.close()  # first: a transaction left open would keep the lease's row
             self.hold.let_go()
@@ -166,6 +170,17 @@ class Worker:
                 self._say_waiting(others[0])
             seen = now
             self.budget.stop.wait(_WATCH_SECONDS)
+
+    def _walk_claimed(self) -> None:
+        """Walk the range that was claimed, and give it back; go on if its lease was lost to another
+        runner, or with a server. Raises LeaseLost where somebody has stopped the run."""
+        try:
+            self.walk_range()
+        except LeaseLost:
+            self.retrying(self._check_run)
+            self._say("message", "lost its key range: looks for what is free")
+        else:
+            self.retrying(self.hold.release)
 
     def _claimed(self, found: KeyRange) -> bool:
         if not self.hold.claim(found):
@@ -313,7 +328,8 @@ class Worker:
                 chunk = self._cut(connection, size)
                 done = self._write_and_checkpoint(connection, chunk)
             return self._after_commit(chunk, *done)
-        except Exception as error:
+        except Exception as found:
+            error = found if chunk is None else self._judged(chunk, found)
             if not self._is_about_a_row(error) or (chunk is None and not self.writer.computes):
                 raise
             if chunk is not None:
@@ -434,13 +450,37 @@ class Worker:
             return False, self.isolate(chunk, error)
 
     def _is_about_a_row(self, error: Exception) -> bool:
-        """Whether the database or the driver refuses a value."""
+        """Whether the database or the driver refuses a value, or rows are too slow."""
+        if isinstance(error, RowsTooSlow):
+            return True
         return is_about_a_row(error, self.dialect, computes=self.writer.computes)
+
+    def _judged(self, chunk: Chunk, error: Exception) -> Exception:
+        """Return an error as it is; RowsTooSlow, where these rows have met a time limit so often
+        that halving, or quarantine, is all that helps."""
+        if self.dialect.error_kind(error) is not ErrorKind.TOO_SLOW:
+            return error
+        ends, tries = (chunk.after, chunk.upto), 0
+        if self._too_slow is not None and self._too_slow[0] == ends:
+            tries = self._too_slow[1]
+        self._too_slow = ends, tries + 1
+        if tries + 1 < _TOO_SLOW_TRIES:
+            return error
+        return RowsTooSlow(self.dialect.error_code(error))
 
     def _commit_part(self, chunk: Chunk) -> int:
         self.hold.make_sure()
         if self.lease.cursor != chunk.after:
             return 0  # a COMMIT without an answer had happened after all
+        try:
+            return self._write_part(chunk)
+        except Exception as error:
+            judged = self._judged(chunk, error)
+            if judged is error:
+                raise
+            raise judged from error
+
+    def _write_part(self, chunk: Chunk) -> int:
         if not self.writer.computes:
             return self.commit(chunk)
         if chunk.page is not None and chunk.page.reader.is_blind:

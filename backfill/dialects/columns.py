@@ -194,7 +194,7 @@ class MySQLColumns(Columns):
             return None
         table, _ = place.sql()
         created = str(connection.exec_driver_sql(f"SHOW CREATE TABLE {table}").one()[1])
-        definition = f"{undecided(column_of(created, place))} {how}"
+        definition = decided(column_of(created, place), how)
         aside = "ALGORITHM=INPLACE, LOCK=NONE"
         return [Step([f"ALTER TABLE {table} MODIFY COLUMN {definition}, {aside}"])]
 
@@ -241,11 +241,24 @@ def column_of(created: str, place: Place) -> str:
     return next(line.rstrip(",") for line in lines if line.startswith(f"{name} "))
 
 
-_PARTS = re.compile(r"'(?:[^'\\]|''|\\.)*'|`(?:[^`]|``)*`| DEFAULT NULL\b| NOT NULL\b| NULL\b")
+_QUOTED = r"'(?:[^'\\]|''|\\.)*'|`(?:[^`]|``)*`"
+_NULL = re.compile(rf"({_QUOTED})| DEFAULT NULL\b| NOT NULL\b| NULL\b")
+_CHECK = re.compile(rf"({_QUOTED})| CHECK \(")
 
 
-def undecided(definition: str) -> str:
-    """Return a column's definition without what it says of NULL."""
-    before, check, rest = definition.partition(" CHECK (")
-    plain = _PARTS.sub(lambda found: "" if found[0].startswith(" ") else found[0], before)
-    return f"{plain}{check}{rest}"
+_JSON = re.compile(
+    r"^(`(?:[^`]|``)*`) longtext CHARACTER SET utf8mb4 COLLATE utf8mb4_bin\b"
+    r"(.*) CHECK \(json_valid\(\1\)\)$"
+)
+
+
+def decided(definition: str, how: str) -> str:
+    """Return a column's definition with this said of NULL, before its CHECK, as the grammar has it.
+
+    MariaDB's JSON is shown as a text with a CHECK, and changed in place only by its own name.
+    """
+    definition = _JSON.sub(r"\1 json\2", definition)
+    checks = (found.start() for found in _CHECK.finditer(definition) if found[1] is None)
+    end = next(checks, len(definition))
+    plain = _NULL.sub(lambda found: found[1] or "", definition[:end])
+    return f"{plain} {how}{definition[end:]}"

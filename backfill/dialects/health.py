@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from backfill.dialects.base import ErrorKind, Limits
+from backfill.dialects.watchdog import CONNECT_TIMEOUTS
 from backfill.errors import ConfigurationError
 from backfill.kinds import masked
-from backfill.readings import Budget, Gradual, Reading, Unavailable, Unreadable, shown, worst
+from backfill.speed.readings import Budget, Gradual, Reading, Unavailable, Unreadable, shown, worst
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from backfill.dialects.base import Dialect
-    from backfill.readings import Reader
     from backfill.settings import Settings
+    from backfill.speed.readings import Reader
 
 SIGNAL_LIMITS = Limits(
     lock_timeout=0.5, statement_timeout=2, idle_timeout=5, label="backfill: signals"
@@ -41,11 +42,6 @@ _ACTIVE_PER_CORE = 4
 _ACTIVE = 25
 """Where nobody knows the processors: `--max-load` of pt-online-schema-change."""
 _CONNECT_SECONDS = 3
-_CONNECT_TIMEOUT = {
-    **dict.fromkeys(("psycopg", "psycopg2", "pymysql", "mysqldb"), "connect_timeout"),
-    "mariadbconnector": "connect_timeout",
-    "asyncpg": "timeout",
-}
 
 
 def most_active(settings: Settings, *, is_here: bool) -> tuple[float, str]:
@@ -163,7 +159,7 @@ class Replica:
             raise Unreadable(f"replica {self.name}: {what}") from error
 
     def _engine(self) -> sa.Engine:
-        timeout = _CONNECT_TIMEOUT.get(self._url.get_dialect().driver)
+        timeout = CONNECT_TIMEOUTS.get(self._url.get_dialect().driver)
         options: dict[str, Any] = {timeout: _CONNECT_SECONDS} if timeout else {}
         return sa.create_engine(self._url, poolclass=sa.NullPool, connect_args=options)
 

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
     from backfill.dialects.mysql_health import Words
     from backfill.pages import Page
-    from backfill.readings import Signal
     from backfill.settings import Settings
+    from backfill.speed.readings import Signal
     from backfill.targets import Target
 
 logger = logging.getLogger(__name__)
@@ -51,14 +51,14 @@ _KINDS: dict[int, ErrorKind] = {
     **dict.fromkeys((1205, 3572), ErrorKind.LOCKED),
     **dict.fromkeys((3024, 1969, 1317), ErrorKind.TOO_SLOW),
     **dict.fromkeys((2006, 2013, 2014, 2055, 1053, 1927, 4031, 4150, 0), ErrorKind.SESSION_LOST),
-    **dict.fromkeys((1040, 1047, 1203, 1226, 2002, 2003), ErrorKind.NOT_READY),
+    **dict.fromkeys((1040, 1047, 1203, 1226, 2002, 2003, 2005), ErrorKind.NOT_READY),
     **dict.fromkeys((1290, 1836, 1792), ErrorKind.READ_ONLY),
     **dict.fromkeys((1021, 1114, 1041), ErrorKind.OUT_OF_SPACE),
     **dict.fromkeys((1062, 1048, 1264, 1265, 1292, 1366, 1406, 1451, 1452), ErrorKind.DATA),
     **dict.fromkeys((3819, 4025, 1365, 1411, 1644, 1690), ErrorKind.DATA),
     **dict.fromkeys((1216, 1217, 1242, 1367, 1369, 1441, 1525, 1586), ErrorKind.DATA),
     **dict.fromkeys((3140, 3141, 4038), ErrorKind.DATA),
-    **dict.fromkeys((1146, 1054, 1064, 1305), ErrorKind.SCHEMA),
+    **dict.fromkeys((1146, 1050, 1054, 1060, 1061, 1064, 1091, 1305), ErrorKind.SCHEMA),
     **dict.fromkeys((1044, 1045, 1142, 1143, 1227, 1419), ErrorKind.RIGHTS),
     **dict.fromkeys((1030, 1034, 126, 145), ErrorKind.DAMAGE),
 }
@@ -125,6 +125,7 @@ class MySQL(Dialect):
 
     assigns_in_order: ClassVar[bool] = True
     log_fills: ClassVar[bool] = True
+    company_seconds: ClassVar[float] = 0.005  # nobody waits less for smaller ones
     mismatches: ClassVar[frozenset[str]] = frozenset({"2000", "4078"})
 
     def __init__(self, engine: sa.Engine) -> None:

@@ -24,14 +24,14 @@ from backfill.dialects.health import (
     most_active,
     reachable,
 )
-from backfill.readings import Budget, Gradual, Reading, Unavailable, worst
+from backfill.speed.readings import Budget, Gradual, Reading, Unavailable, worst
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from backfill.dialects.base import Dialect
-    from backfill.readings import Reader, Signal
     from backfill.settings import Settings
+    from backfill.speed.readings import Reader, Signal
 
     Sessions = Callable[[], Sequence[int]]
     """Gives the server's numbers of our own connections."""

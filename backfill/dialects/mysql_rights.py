@@ -15,16 +15,17 @@ if TYPE_CHECKING:
 _ME = sa.text("SELECT CURRENT_USER(), DATABASE()")
 _IS_THERE = sa.text(
     "SELECT count(*) FROM information_schema.tables"
-    " WHERE table_schema = DATABASE() AND table_name = :name"
+    " WHERE table_schema = COALESCE(:place, DATABASE()) AND table_name = :name"
 )
 _ALL = "CREATE, INDEX, REFERENCES, SELECT, INSERT, UPDATE, DELETE"
 _MAY_CREATE = sa.text(
     "SELECT count(DISTINCT privilege_type) = 3 FROM ("
     "SELECT privilege_type FROM information_schema.user_privileges"
     " UNION ALL SELECT privilege_type FROM information_schema.schema_privileges"
-    " WHERE DATABASE() LIKE table_schema"
+    " WHERE COALESCE(:place, DATABASE()) LIKE table_schema"
     " UNION ALL SELECT privilege_type FROM information_schema.table_privileges"
-    " WHERE table_schema = DATABASE() AND table_name LIKE 'backfill|_%' ESCAPE '|')"
+    " WHERE table_schema = COALESCE(:place, DATABASE())"
+    " AND table_name LIKE 'backfill|_%' ESCAPE '|')"
     " AS mine WHERE privilege_type IN ('CREATE', 'INDEX', 'REFERENCES')"
 )
 
@@ -39,27 +40,28 @@ class MySQLRights(Rights):
         tries |= {"UPDATE": f"UPDATE {name} SET {update} WHERE 1 = 0"} if writes else {}
         return self._missing(connection, name, tries)
 
-    def on_state(self, connection: sa.Connection, names: Collection[str]) -> list[Missing]:
+    def on_state(
+        self, connection: sa.Connection, names: Collection[str], schema: str | None
+    ) -> list[Missing]:
         me, database = self._me(connection)
+        given = {"place": schema}
+        if schema is not None:
+            database = self._quoted(schema)
         places = {name: f"{database}.{name}" for name in sorted(names)}
         refused = {
             place: self._refused(connection, _tries(name, place))
             for name, place in places.items()
-            if self._is_there(connection, name)
+            if connection.execute(_IS_THERE, {**given, "name": name}).scalar()
         }
         lacking = {place: found for place, found in refused.items() if found}
         if lacking:
             grants = [f"GRANT {', '.join(p)} ON {place} TO {me}" for place, p in lacking.items()]
             what = f"{me} may not use the state tables {', '.join(lacking)}"
             return [Missing(what, "; ".join(grants))]
-        if not refused and not connection.execute(_MAY_CREATE).scalar():
+        if not refused and not connection.execute(_MAY_CREATE, given).scalar():
             grants = [f"GRANT {_ALL} ON {place} TO {me}" for place in places.values()]
             return [Missing(f"{me} may not create the state tables", "; ".join(grants))]
         return []
-
-    def _is_there(self, connection: sa.Connection, name: str) -> bool:
-        """Whether there is such a table that this user may see anything of."""
-        return bool(connection.execute(_IS_THERE, {"name": name}).scalar())
 
     def _missing(
         self, connection: sa.Connection, name: str, tries: dict[str, str]

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from backfill.dialects.base import Reading
     from backfill.dialects.bulk import BulkUpdate
     from backfill.keys import Key, KeyValues
-    from backfill.readings import Signal
     from backfill.settings import Settings
+    from backfill.speed.readings import Signal
     from backfill.targets import Target
 
 # SQLSTATEs: PostgreSQL manual, appendix A. Exact codes go before their class (first two).

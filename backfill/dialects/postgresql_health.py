@@ -29,7 +29,7 @@ from backfill.dialects.postgresql_wal import (
     Standbys,
     WalRate,
 )
-from backfill.readings import Gradual, Reading, Unavailable
+from backfill.speed.readings import Gradual, Reading, Unavailable
 
 _FEWEST_DEAD = 100_000.0
 """No threshold is thought to be lower: so many are dead within seconds, and autovacuum comes once a
@@ -37,8 +37,8 @@ minute (`autovacuum_naptime`)."""
 
 if TYPE_CHECKING:
     from backfill.dialects.base import Dialect
-    from backfill.readings import Reader, Signal
     from backfill.settings import Settings
+    from backfill.speed.readings import Reader, Signal
 
 
 def signals(dialect: Dialect, table: str, settings: Settings) -> list[Signal]:

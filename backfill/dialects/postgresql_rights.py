@@ -11,7 +11,7 @@ from backfill.dialects.rights import Missing, Rights
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from backfill.readings import Reader
+    from backfill.speed.readings import Reader
 
 SEES_ALL = "pg_has_role(current_user, 'pg_read_all_stats', 'USAGE')"
 """SQL: whether this user does."""
@@ -51,8 +51,16 @@ class PostgreSQLRights(Rights):
             )
         return found
 
-    def on_state(self, connection: sa.Connection, names: Collection[str]) -> list[Missing]:
-        row = connection.execute(_ON_SCHEMA, {"names": sorted(names)}).one()
+    def on_state(
+        self, connection: sa.Connection, names: Collection[str], schema: str | None
+    ) -> list[Missing]:
+        row = connection.execute(_ON_SCHEMA, {"names": sorted(names), "place": schema}).one()
+        if schema is not None and row.may_use is None:
+            what = f"There is no schema {row.schema} for the state tables (`state_schema`)"
+            return [Missing(what, f"CREATE SCHEMA {row.schema} AUTHORIZATION {row.me}")]
+        if row.may_use is False:
+            grant = f"GRANT USAGE ON SCHEMA {row.schema} TO {row.me}"
+            return [Missing(f"{row.me} may not look into the schema {row.schema}", grant)]
         if row.refused:
             grant = f"GRANT SELECT, INSERT, UPDATE, DELETE ON {row.refused} TO {row.me}"
             return [Missing(f"{row.me} may not write to the state tables {row.refused}", grant)]
@@ -81,9 +89,13 @@ _REFUSED_COLUMNS = sa.text(
 ).bindparams(sa.bindparam("columns", expanding=True))
 _ON_SCHEMA = sa.text(
     "WITH ours AS (SELECT c.oid, CAST(CAST(c.oid AS regclass) AS text) AS name FROM pg_class AS c"
-    " WHERE relname IN :names AND relkind = 'r' AND pg_table_is_visible(c.oid))"
-    " SELECT quote_ident(current_user) AS me, quote_ident(current_schema()) AS schema,"
-    " has_schema_privilege(current_schema(), 'CREATE') AS may_create,"
+    " WHERE relname IN :names AND relkind = 'r' AND"
+    " CASE WHEN CAST(:place AS text) IS NULL THEN pg_table_is_visible(c.oid)"
+    " ELSE relnamespace = to_regnamespace(quote_ident(:place)) END),"
+    " here AS (SELECT COALESCE(CAST(:place AS text), current_schema()) AS schema)"
+    " SELECT quote_ident(current_user) AS me, quote_ident(schema) AS schema,"
+    " has_schema_privilege(to_regnamespace(quote_ident(schema)), 'USAGE') AS may_use,"
+    " has_schema_privilege(to_regnamespace(quote_ident(schema)), 'CREATE') AS may_create,"
     " EXISTS (SELECT FROM ours) AS has_tables,"
     " (SELECT string_agg(name, ', ' ORDER BY name) FROM ours"
     " WHERE NOT (has_table_privilege(oid, 'SELECT') AND has_table_privilege(oid, 'INSERT')"
@@ -91,5 +103,5 @@ _ON_SCHEMA = sa.text(
     " (SELECT string_agg(CAST(CAST(s.oid AS regclass) AS text), ', ' ORDER BY s.relname)"
     " FROM pg_depend AS d JOIN pg_class AS s ON s.oid = d.objid"
     " JOIN ours ON ours.oid = d.refobjid WHERE d.deptype = 'a' AND CASE WHEN s.relkind = 'S'"
-    " THEN NOT has_sequence_privilege(s.oid, 'USAGE') END) AS sequences"
+    " THEN NOT has_sequence_privilege(s.oid, 'USAGE') END) AS sequences FROM here"
 ).bindparams(sa.bindparam("names", expanding=True))

@@ -16,14 +16,14 @@ import sqlalchemy as sa
 
 from backfill.dialects.health import OFTEN, SELDOM
 from backfill.dialects.postgresql_rights import SEES_ALL, Monitored
-from backfill.readings import Budget, Gradual, Reading, Unavailable, Unreadable, worst
+from backfill.speed.readings import Budget, Gradual, Reading, Unavailable, Unreadable, worst
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from backfill.dialects.health import Replica
-    from backfill.readings import Reader
     from backfill.settings import Settings
+    from backfill.speed.readings import Reader
 
 _SLOT_SHARE = 0.8
 """Of `max_slot_wal_keep_size`, beyond which the server gives a slot up."""

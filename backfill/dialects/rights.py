@@ -33,6 +33,9 @@ class Rights:
         """Return what is missing to read a table and to write these columns; reads only."""
         return []
 
-    def on_state(self, connection: sa.Connection, names: Collection[str]) -> list[Missing]:
-        """Return what is missing to use the state tables of these names, or to create them."""
+    def on_state(
+        self, connection: sa.Connection, names: Collection[str], schema: str | None
+    ) -> list[Missing]:
+        """Return what is missing to use the state tables of these names, or to create them; in
+        a schema, or where the connection looks for tables."""
         return []

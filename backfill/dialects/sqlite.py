@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from sqlalchemy.types import TypeEngine
 
     from backfill.dialects.bulk import BulkUpdate
-    from backfill.readings import Signal
     from backfill.settings import Settings
+    from backfill.speed.readings import Signal
     from backfill.targets import Target
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ _KINDS = {
     5: ErrorKind.LOCKED,  # BUSY
     6: ErrorKind.LOCKED,  # LOCKED
     7: ErrorKind.OUT_OF_SPACE,  # NOMEM
-    8: ErrorKind.READ_ONLY,  # READONLY
+    8: ErrorKind.UNWRITABLE,  # READONLY: no failover will end that
     9: ErrorKind.TOO_SLOW,  # INTERRUPT: our progress handler
     10: ErrorKind.OUT_OF_SPACE,  # IOERR
     11: ErrorKind.DAMAGE,  # CORRUPT
@@ -51,6 +51,8 @@ _KINDS = {
     26: ErrorKind.DAMAGE,  # NOTADB
 }
 _BUSY_SNAPSHOT = 517
+_MOVED = 1032
+"""READONLY_DBMOVED: another file has its name by now."""
 # sqlite3 tells no code before Python 3.11; its texts are fixed in SQLite's source.
 _TEXTS = {
     "database is locked": 5,
@@ -64,6 +66,7 @@ _TEXTS = {
     "file is not a database": 26,
     "datatype mismatch": 20,
 }
+_OF_THE_SCHEMA = ("no such", "already exists", "duplicate column name")
 _ABOUT_A_VALUE = ("malformed JSON", "Could not decode to UTF-8")
 _OPCODES_PER_CHECK = 20_000
 _FEW_ROWS = 8
@@ -115,6 +118,8 @@ class SQLite(Dialect):
     first_rows: ClassVar[int] = 5_000
     """Each commit costs three syncs of the disk, and so many rows hardly more than that."""
     row_locks: ClassVar[bool] = False
+    mixes_types: ClassVar[bool] = True
+    has_schemas: ClassVar[bool] = False  # files are attached to one connection
     isolation_level: ClassVar[str] = "AUTOCOMMIT"
     """pysqlite's name for "the driver sends no BEGIN of its own"."""
 
@@ -129,6 +134,9 @@ class SQLite(Dialect):
         driver: sqlite3.Connection = connection.connection.dbapi_connection  # type: ignore[assignment]
         driver.set_progress_handler(lambda: time.monotonic() > deadline[0] > 0, _OPCODES_PER_CHECK)
         return connection
+
+    def close(self, connection: sa.Connection) -> None:
+        connection.close()  # an event of the pool's removes the journal
 
     def begin(self, connection: sa.Connection, limits: Limits, *, write: bool) -> None:
         connection.info["backfill_deadline"][0] = 0.0
@@ -152,11 +160,13 @@ class SQLite(Dialect):
     def _kind_of_code(self, code: str | int) -> ErrorKind:
         if code == _BUSY_SNAPSHOT:
             return ErrorKind.CONFLICT
+        if code == _MOVED:
+            return ErrorKind.SESSION_LOST
         return _KINDS.get(int(code) & 0xFF, ErrorKind.UNKNOWN)
 
     def error_kind(self, error: BaseException) -> ErrorKind:
         original = self.driver_error(error)
-        if original is not None and "no such" in str(original):
+        if original is not None and any(words in str(original) for words in _OF_THE_SCHEMA):
             return ErrorKind.SCHEMA
         if original is not None and str(original).startswith(
             ("malformed JSON", "Could not decode")

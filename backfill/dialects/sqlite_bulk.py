@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from backfill.pages import Page, PageReader, Raw
     from backfill.targets import Target
 
-_STORABLE = frozenset({int, float, str, bytes, type(None)})
+_STORABLE = frozenset({int, float, str, bytes, bytearray, memoryview, type(None)})
+"""What a function may return; SQLAlchemy makes memoryviews of what goes into a LargeBinary."""
 _numbers = count(1)
 
 

@@ -7,8 +7,12 @@ it is meant so.
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from backfill import project
 from backfill.discovery import files
@@ -31,7 +35,8 @@ def examine(call: Call, *, everything: bool = False) -> list[Finding]:
     Revisions that every database has been through, and backfills that are complete, are left out
     unless `everything` is asked for. Raises ConfigurationError if there is no project.
     """
-    _, script = project.find(call.origin, call.stack)
+    with redirect_stdout(sys.stderr):  # what an application prints is no finding
+        _, script = project.find(call.origin, call.stack)
     read = Files.of(*files(script), Path(script.env_py_location))
     unreachable: list[Finding] = []
     contexts = _contexts(call, unreachable)
@@ -70,6 +75,9 @@ def _why_not(error: BackfillError) -> Finding:
     if isinstance(cause, ImportError) and cause.name in _EXTRAS:
         advice = f"pip install {_EXTRAS[cause.name]}; only files were looked at."
         return Finding("driver-missing", ERROR, "database", None, str(error), advice)
+    if cause is not None and not isinstance(cause, (SQLAlchemyError, OSError)):
+        advice = "Let `alembic history` work first; only files were looked at."
+        return Finding("project", ERROR, "project", None, str(error), advice)
     advice = "Let `alembic current` work first, or name it by --url; only files were looked at."
     return Finding("database", ERROR, "database", None, str(error), advice)
 

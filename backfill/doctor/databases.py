@@ -11,15 +11,16 @@ import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
 from backfill import store, sync
-from backfill.collector import Collector
 from backfill.dialects import Limits
 from backfill.doctor.findings import ERROR, WARNING, Finding
 from backfill.errors import BackfillError, StateError
 from backfill.failures import describe
+from backfill.kinds import masked
 from backfill.planner import survey
 from backfill.runs import Status
+from backfill.speed.collector import Collector
+from backfill.speed.throttles import Activity, Throttle
 from backfill.targets import bind
-from backfill.throttles import Activity, Throttle
 
 if TYPE_CHECKING:
     import ast
@@ -59,8 +60,8 @@ class Examination:
     @property
     def name(self) -> str:
         """What findings on the database itself call it."""
-        shown = self.context.project.engine.url.render_as_string(hide_password=True)
-        return self.context.project.database or shown
+        url = self.context.project.engine.url
+        return self.context.project.database or masked(url.render_as_string(hide_password=True))
 
     def findings(self) -> list[Finding]:
         """Return what is wrong here."""
@@ -136,7 +137,8 @@ class Examination:
     def _state_rights(self) -> Iterator[Finding]:
         """Find what this user may not do with the state tables."""
         with self.reading() as connection:
-            missing = self.dialect.rights.on_state(connection, store.NAMES)
+            place = store.schema_of(connection)
+            missing = self.dialect.rights.on_state(connection, store.NAMES, place)
         for one in missing:
             yield Finding(
                 "missing-privilege", ERROR, self.name, None, f"{one.what}.", f"{one.remedy};"

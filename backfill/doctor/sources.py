@@ -44,7 +44,10 @@ class Source:
     def read(cls, path: Path) -> Source:
         """Raises OSError, SyntaxError or ValueError for what is no Python."""
         source = cls(path, path.read_text(encoding="utf-8"))
-        _ = source.tree
+        try:
+            _ = source.tree
+        except RecursionError as error:
+            raise ValueError("an expression is nested too deeply") from error
         return source
 
     @cached_property

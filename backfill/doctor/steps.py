@@ -10,6 +10,7 @@ from backfill.doctor.constructs import writes_of
 from backfill.doctor.findings import ERROR, WARNING
 from backfill.doctor.schema import created
 from backfill.doctor.sources import argument, constant, last_name
+from backfill.placement import is_harmless
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -19,14 +20,13 @@ if TYPE_CHECKING:
     from backfill.doctor.sources import Source
 
 GATE = "require_backfill"
-_HARMLESS = {GATE, "get_bind", "get_context", "f", "batch_alter_table"}
-"""What may stand before a gate: it does nothing by itself."""
+_BATCH = "batch_alter_table"
+"""Does nothing by itself; what stands in it is an operation, too."""
 _COMMIT = re.compile(r"\s*COMMIT\b(?!\s+PREPARED)", re.IGNORECASE)
 _INSTEAD_OF_COMMIT = (
     "Leave the commit out. What needs transactions of its own goes into a backfill, or into"
     " `with op.get_context().autocommit_block():`."
 )
-_SETTING = re.compile(r"\s*(?:SET|SELECT|SHOW|PRAGMA|RESET)\b", re.IGNORECASE)
 _SET_NOT_NULL = re.compile(
     r"\bALTER\s+TABLE\s+(?:ONLY\s+|IF\s+EXISTS\s+)*([\w.\"`]+)[^;]*?"
     r"\bALTER\s+(?:COLUMN\s+)?([\w\"`]+)\s+SET\s+NOT\s+NULL\b",
@@ -105,10 +105,8 @@ def late_gates(source: Source, schema: Schema) -> Iterator[Finding]:
 
 
 def _is_harmless(source: Source, call: ast.Call, operation: str) -> bool:
-    if operation == "execute" and call.args:
-        texts = source.texts(call.args[0])
-        return bool(texts) and all(_SETTING.match(text) for text in texts)
-    return operation in _HARMLESS
+    texts = source.texts(call.args[0]) if call.args else []
+    return operation == _BATCH or is_harmless(operation, texts)
 
 
 def hasty_not_nulls(source: Source, schema: Schema) -> Iterator[Finding]:

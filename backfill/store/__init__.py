@@ -19,6 +19,7 @@ from backfill.dialects import ErrorKind, Limits
 from backfill.errors import LeaseLost, StateError
 from backfill.runs import TRANSITIONS, Status, Terms, check_transition, taken_back
 from backfill.store import quarantine, ranges, runs
+from backfill.store.placing import keep_in, schema_of
 from backfill.store.quarantine import count as count_failures
 from backfill.store.runs import current, exists, unproved
 from backfill.tables import NAMES
@@ -30,12 +31,23 @@ if TYPE_CHECKING:
     from backfill.keys import KeyValues
     from backfill.runs import Checkpoint, Failure, KeyRange, Lease, NewRun, Run
 
-__all__ = ["NAMES", "Store", "count_failures", "current", "exists", "note", "unproved"]
+__all__ = [
+    "NAMES",
+    "Store",
+    "count_failures",
+    "current",
+    "exists",
+    "keep_in",
+    "note",
+    "schema_of",
+    "unproved",
+]
 
 logger = logging.getLogger(__name__)
 
-_LIMITS = Limits(lock_timeout=10, statement_timeout=30, idle_timeout=10, label="backfill: state")
-"""Waiting here holds nothing that the application wants."""
+_LIMITS = Limits(lock_timeout=10, statement_timeout=15, idle_timeout=10, label="backfill: state")
+"""Waiting here holds nothing that the application wants; and a server that keeps silent is given
+up before a lease of the default length is over."""
 _REUSABLE_SECONDS = 5.0
 """A connection idle for longer may have been cut by a pooler or a firewall."""
 _CREATE_TRIES = 5
@@ -65,9 +77,10 @@ def create_here(
     dialect: Dialect,
     new: NewRun,
     bounds: Sequence[tuple[KeyValues, KeyValues]],
+    version_table: str,
 ) -> Run:
-    """Record a new run with its key ranges."""
-    run_id = runs.insert(connection, dialect, new)
+    """Record a new run of a project with its key ranges."""
+    run_id = runs.insert(connection, dialect, new, version_table)
     ranges.insert(connection, dialect, run_id, 1, bounds)
     runs.note(connection, dialect, new.name, run_id, "created", f"{len(bounds)} key ranges")
     run = current(connection, new.name)
@@ -80,20 +93,24 @@ def ranges_here(connection: sa.Connection, dialect: Dialect, run: Run) -> list[K
     return ranges.of_pass(connection, dialect, run)
 
 
-def runs_of(connection: sa.Connection, dialect: Dialect, revision: str) -> list[Run]:
-    """Return the latest runs of the backfills of a revision that a downgrade would make stale;
-    nobody else changes their status before the transaction ends."""
+def runs_of(
+    connection: sa.Connection, dialect: Dialect, revision: str, version_table: str
+) -> list[Run]:
+    """Return the latest runs of the backfills of a project's revision that a downgrade would make
+    stale; nobody else changes their status before the transaction ends."""
     found = [
         current(connection, run.name, lock=dialect)
         for run in runs.latest(connection)
-        if run.revision == revision
+        if run.revision == revision and run.belongs_to(version_table)
     ]
     return [run for run in found if run is not None and Status.STALE in TRANSITIONS[run.status]]
 
 
-def make_stale_here(connection: sa.Connection, dialect: Dialect, revision: str) -> None:
-    """Record that a revision was downgraded; its runners commit nothing more."""
-    for run in runs_of(connection, dialect, revision):
+def make_stale_here(
+    connection: sa.Connection, dialect: Dialect, revision: str, version_table: str
+) -> None:
+    """Record that a project's revision was downgraded; its runners commit nothing more."""
+    for run in runs_of(connection, dialect, revision, version_table):
         runs.set_status(connection, dialect, run, Status.STALE, taken_back(revision))
         ranges.revoke(connection, run)
 
@@ -111,8 +128,10 @@ def succeed_here(connection: sa.Connection, dialect: Dialect, run: Run, changed:
 class Store:
     """Runs, ranges, leases, failures and events of one database."""
 
-    def __init__(self, dialect: Dialect) -> None:
+    def __init__(self, dialect: Dialect, version_table: str = "") -> None:
         self._dialect = dialect
+        self._version_table = version_table
+        """Of the project whose runs are created here."""
         self._spare: list[tuple[float, sa.Connection]] = []
         """Open connections that nobody uses, and since when."""
         self._keeps_open = False
@@ -125,12 +144,12 @@ class Store:
             with self._dialect.transaction(connection, _LIMITS, write=write):
                 yield connection
         except BaseException:
-            connection.close()
+            self._dialect.close(connection)
             raise
         if self._keeps_open:
             self._spare.append((time.monotonic(), connection))
         else:
-            connection.close()
+            self._dialect.close(connection)
 
     @contextmanager
     def kept_open(self) -> Iterator[None]:
@@ -141,7 +160,7 @@ class Store:
         finally:
             self._keeps_open = False
             while self._spare:
-                self._spare.pop()[1].close()
+                self._dialect.close(self._spare.pop()[1])
 
     def _connection(self) -> sa.Connection:
         while self._spare:
@@ -149,7 +168,7 @@ class Store:
                 since, connection = self._spare.pop()
                 if time.monotonic() - since < _REUSABLE_SECONDS:
                     return connection
-                connection.close()
+                self._dialect.close(connection)
         return self._dialect.open(_LIMITS)
 
     @property
@@ -161,7 +180,13 @@ class Store:
         try:
             return self._exists()
         except sa.exc.DBAPIError as error:
-            if self._dialect.error_kind(error) is not ErrorKind.CONFLICT:
+            kind = self._dialect.error_kind(error)
+            if kind is ErrorKind.RIGHTS:
+                raise StateError(
+                    "This user may not read the tables backfill_*; `backfill doctor` shows the"
+                    " GRANT. Or there is no such schema as `state_schema` says, if it is set."
+                ) from error
+            if kind is not ErrorKind.CONFLICT:
                 raise
         time.sleep(_CREATE_SECONDS)  # another runner creates them right now
         return self._exists()
@@ -174,6 +199,8 @@ class Store:
         """Create the tables where they are missing; several runners may do so at once."""
         for attempt in range(_CREATE_TRIES):
             if self.exists():
+                with self.transaction(write=False) as connection:
+                    runs.refuse_missing(connection)
                 return
             try:
                 with self.transaction() as connection:
@@ -208,7 +235,7 @@ class Store:
         """Record a new run with its key ranges; the one that another runner just made, if so."""
         try:
             with self.transaction() as connection:
-                run_id = runs.insert(connection, self._dialect, new)
+                run_id = runs.insert(connection, self._dialect, new, self._version_table)
                 ranges.insert(connection, self._dialect, run_id, 1, bounds)
                 self._note(connection, new.name, run_id, "created", f"{len(bounds)} key ranges")
         except sa.exc.IntegrityError:

@@ -9,6 +9,8 @@ import sqlalchemy as sa
 
 from backfill import keys, owners, tables
 from backfill.runs import KeyRange, Lease
+from backfill.store.placing import execute
+from backfill.store.reading import as_written
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,7 +39,8 @@ def insert(
 ) -> None:
     """Add ranges that nobody has claimed."""
     for lower, upper in bounds:
-        connection.execute(
+        execute(
+            connection,
             sa.insert(_range).values(
                 run_id=run_id,
                 pass_number=pass_number,
@@ -51,7 +54,7 @@ def insert(
                 finished=False,
                 claims=0,
                 updated_at=dialect.now(),
-            )
+            ),
         )
 
 
@@ -60,29 +63,32 @@ def sharing(connection: sa.Connection, dialect: Dialect, run: Run) -> int:
     statement = sa.select(sa.func.count()).where(
         _range.c.run_id == run.id, _range.c.finished == sa.false(), _is_live(dialect)
     )
-    return int(connection.execute(statement).scalar_one())
+    return int(execute(connection, statement).scalar_one())
 
 
+@as_written
 def of_pass(connection: sa.Connection, dialect: Dialect, run: Run) -> list[KeyRange]:
     """Return the ranges of the run's present pass, in key order."""
-    rows = connection.execute(
+    rows = execute(
+        connection,
         sa.select(_range, sa.case((_is_live(dialect), 1), else_=0).label("is_live"))
         .where(_range.c.run_id == run.id, _range.c.pass_number == run.pass_number)
-        .order_by(_range.c.id)
+        .order_by(_range.c.id),
     )
     return [_to_range(row) for row in rows]
 
 
 def cut(connection: sa.Connection, found: KeyRange, upper: KeyValues) -> bool:
     """Lower a range's bound and fence whoever held it, if it still is as it was found."""
-    result = connection.execute(
+    result = execute(
+        connection,
         sa.update(_range)
         .where(
             _as_found(found),
             _range.c.cursor == keys.dumps(found.cursor),
             _range.c.upper == keys.dumps(found.upper),
         )
-        .values(**_UNCLAIMED, upper=keys.dumps(upper))
+        .values(**_UNCLAIMED, upper=keys.dumps(upper)),
     )
     return result.rowcount == 1
 
@@ -115,42 +121,46 @@ def renew(
     throttled: str | None,
 ) -> bool:
     """Move a lease's end, and say why nothing is committed; False if it is lost."""
-    result = connection.execute(
+    result = execute(
+        connection,
         sa.update(_range)
         .where(_range.c.id == lease.range_id, _range.c.token == lease.token)
         .values(
             lease_expires=dialect.now(lease_seconds),
             updated_at=dialect.now(),
             throttled=throttled,
-        )
+        ),
     )
     return result.rowcount == 1
 
 
 def release(connection: sa.Connection, lease: Lease) -> None:
     """Give a lease back, if it is ours."""
-    connection.execute(
+    execute(
+        connection,
         sa.update(_range)
         .where(_range.c.id == lease.range_id, _range.c.token == lease.token)
-        .values(**_UNCLAIMED)
+        .values(**_UNCLAIMED),
     )
 
 
 def revoke(connection: sa.Connection, run: Run) -> None:
     """Take every lease of a run away: after the commit no further chunk can commit."""
-    connection.execute(
+    execute(
+        connection,
         sa.update(_range)
         .where(_range.c.run_id == run.id, _range.c.token.is_not(None))
-        .values(**_UNCLAIMED)
+        .values(**_UNCLAIMED),
     )
 
 
 def finish(connection: sa.Connection, dialect: Dialect, run: Run) -> None:
     """Move the cursors of a run's present pass to their ends, whoever held them."""
-    connection.execute(
+    execute(
+        connection,
         sa.update(_range)
         .where(_range.c.run_id == run.id, _range.c.pass_number == run.pass_number)
-        .values(**_UNCLAIMED, cursor=_range.c.upper, finished=True, updated_at=dialect.now())
+        .values(**_UNCLAIMED, cursor=_range.c.upper, finished=True, updated_at=dialect.now()),
     )
 
 
@@ -162,7 +172,8 @@ def checkpoint(
     Both are needed: the cursor makes commits a chain, so that each interval is committed once
     whoever ran it; the token fences.
     """
-    result = connection.execute(
+    result = execute(
+        connection,
         _checkpoint(dialect, lease_seconds),
         {
             "the_range": lease.range_id,
@@ -183,11 +194,12 @@ def checkpoint(
 def add_changed(connection: sa.Connection, run: Run, changed: int) -> None:
     """Count rows that were changed outside the walk."""
     ours = _range.c.run_id == run.id
-    first = connection.execute(sa.select(sa.func.min(_range.c.id)).where(ours)).scalar()
-    connection.execute(
+    first = execute(connection, sa.select(sa.func.min(_range.c.id)).where(ours)).scalar()
+    execute(
+        connection,
         sa.update(_range)
         .where(_range.c.id == first)
-        .values(rows_changed=_range.c.rows_changed + changed)
+        .values(rows_changed=_range.c.rows_changed + changed),
     )
 
 
@@ -197,7 +209,7 @@ def changed(connection: sa.Connection, run: Run, pass_number: int | None = None)
     statement = statement.where(_range.c.run_id == run.id)
     if pass_number is not None:
         statement = statement.where(_range.c.pass_number == pass_number)
-    return int(connection.execute(statement).scalar_one())
+    return int(execute(connection, statement).scalar_one())
 
 
 def _is_live(dialect: Dialect) -> sa.ColumnElement[bool]:
@@ -212,6 +224,7 @@ def _as_found(found: KeyRange) -> sa.ColumnElement[bool]:
     )
 
 
+@as_written
 def _claim(
     connection: sa.Connection,
     dialect: Dialect,
@@ -220,7 +233,8 @@ def _claim(
     token: str,
     lease_seconds: float,
 ) -> Lease | None:
-    claimed = connection.execute(
+    claimed = execute(
+        connection,
         sa.update(_range)
         .where(condition)
         .values(
@@ -229,11 +243,11 @@ def _claim(
             claims=_range.c.claims + 1,
             lease_expires=dialect.now(lease_seconds),
             updated_at=dialect.now(),
-        )
+        ),
     )
     if claimed.rowcount != 1:
         return None
-    row = connection.execute(sa.select(_range).where(_range.c.id == range_id)).one()
+    row = execute(connection, sa.select(_range).where(_range.c.id == range_id)).one()
     return Lease(
         range_id=row.id,
         run_id=row.run_id,

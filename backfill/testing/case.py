@@ -13,7 +13,7 @@ from backfill import tables
 from backfill.discovery import discover, named
 from backfill.testing import schema
 from backfill.testing.checks import Check
-from backfill.testing.contents import Tables
+from backfill.testing.contents import Tables, with_nulls
 from backfill.testing.mortal import mortal
 from backfill.testing.trials import Runs, Trial
 
@@ -70,7 +70,7 @@ class Case:
 
         def insert(connection: sa.Connection) -> None:
             for row in given:  # one by one, since each may have other columns
-                connection.execute(into.insert().values(row))
+                connection.execute(into.insert().values(with_nulls(row)))
 
         self._transact(insert)
 

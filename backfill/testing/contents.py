@@ -201,9 +201,10 @@ def _is_row(table: sa.Table, row: Row, names: Sequence[str]) -> sa.ColumnElement
 
 
 def _written(table: sa.Table, row: Row) -> dict[str, Any]:
-    """Leave out what the database computes; None is NULL, in documents too."""
-    return {
-        name: sa.null() if value is None else value
-        for name, value in row.items()
-        if table.c[name].computed is None
-    }
+    """Leave out what the database computes."""
+    return with_nulls({k: v for k, v in row.items() if table.c[k].computed is None})
+
+
+def with_nulls(row: Mapping[str, Any]) -> Row:
+    """Return a row in which None is NULL, in documents too: SQLAlchemy would write JSON's null."""
+    return {name: sa.null() if value is None else value for name, value in row.items()}

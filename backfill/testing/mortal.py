@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
     from backfill.dialects import Limits
-    from backfill.readings import Signal
     from backfill.settings import Settings
+    from backfill.speed.readings import Signal
 
 
 class Moment(Enum):

@@ -68,11 +68,12 @@ def _in_one_piece(connection: sa.Connection, name: str) -> Iterator[None]:
     )
 
     connection.exec_driver_sql("SAVEPOINT backfill_apply")
-    connection.info[NO_COMMIT] = problem
+    info = connection.info  # of a connection that is lost meanwhile it could not be asked for
+    info[NO_COMMIT] = problem
     try:
         yield
     finally:
-        connection.info.pop(NO_COMMIT, None)
+        info.pop(NO_COMMIT, None)
     try:
         connection.exec_driver_sql("RELEASE SAVEPOINT backfill_apply")
     except sa.exc.DBAPIError as error:

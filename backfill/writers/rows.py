@@ -14,6 +14,7 @@ import time
 from asyncio import CancelledError
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import islice, repeat
 from operator import contains
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -26,7 +27,7 @@ from backfill.dialects import ErrorKind, Overtaken
 from backfill.errors import DeclarationError, UnreadableRow, UnsendableValue
 from backfill.failures import describe, stack
 from backfill.runs import Failure
-from backfill.widths import row_bytes
+from backfill.speed.widths import row_bytes
 from backfill.writers.base import Writer, Written
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ UNDER_LOCK_SECONDS = 0.01
 """Recomputing may hold a chunk's locks for about so long; a row that changes again and again
 is at last computed under its own lock alone."""
 _PULSE_ROWS = 16
+_PULSE_SECONDS = 0.1
+"""The lease is looked after each row at first, and each 16 rows where these are as quick."""
 _CAREFUL_CHUNKS = 16
 """Chunks that lock first, after one whose rows the application changed meanwhile."""
 _RAISED = (Exception, SystemExit, CancelledError)
@@ -168,15 +171,19 @@ class RowsWriter(Writer):
     def _one_each(self, page: Page, pulse: Callable[[], None]) -> list[Output]:
         outputs = list[Output]()
         computing = map(self.declaration.transform, page.given())
+        rows = 1
         while len(outputs) < len(page):
             pulse()
-            wanted = min(len(outputs) + _PULSE_ROWS, len(page))
+            began = time.perf_counter()
+            wanted = min(len(outputs) + rows, len(page))
             try:
                 outputs.extend(islice(computing, wanted - len(outputs)))  # up to an error
                 if len(outputs) < wanted:  # a row's StopIteration looks like the end of all rows
                     outputs.append(self._failed(StopIteration()))
             except _RAISED as error:
                 outputs.append(self._failed(error))
+            is_quick = time.perf_counter() - began < _PULSE_SECONDS
+            rows = min(2 * rows, _PULSE_ROWS) if is_quick else 1
         return outputs
 
     def _many(self, page: Page, pulse: Callable[[], None]) -> list[Output]:
@@ -290,11 +297,17 @@ class RowsWriter(Writer):
                 f" or None to leave the row; it returned a {type(output).__name__}."
             )
         if not self._allowed.issuperset(output):
-            unknown = sorted(set(map(str, output)) - self._allowed)
             raise DeclarationError(
-                f"{self.declaration.name}: transform returned {', '.join(unknown)}, which `writes`"
-                " does not name. Add it there, or drop it."
+                f"{self.declaration.name}: transform returned {self._unknown(output)}, which"
+                " `writes` does not name. Add it there, or drop it."
             )
+
+    def _unknown(self, output: Mapping[str, Any]) -> str:
+        """Name what looks like a column; what else is there may be a row's value."""
+        columns = [*self.target.table.c.keys(), *self._allowed]
+        unknown = sorted(set(map(str, output)) - self._allowed)
+        shown = [name for name in unknown if get_close_matches(name, columns, n=1)]
+        return ", ".join(shown) or "something"
 
     def _update(self, columns: tuple[str, ...], *, verifies: bool) -> Ranged[BulkUpdate]:
         wanted = (verifies, columns)

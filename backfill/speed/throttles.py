@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Event as Flag
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -12,13 +13,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from contextlib import AbstractContextManager
 
-    from backfill.readings import Reading, Signal
+    from backfill.speed.readings import Reading, Signal
 
 STALE_SECONDS = 15.0
 """The age after which a reading says nothing any more: block/spirit's."""
 _SMOOTHING = 0.5
 """The weight of the newest reading, which makes an average of about three (block/spirit). Stop
 levels are compared with the newest reading alone."""
+_FIRST_SECONDS = 5.0
+"""How long a verdict waits for the first readings: the workers get ready meanwhile."""
 _FAINT = 0.05
 """A load is worth a reason above this: an average never quite gets back to nothing."""
 
@@ -86,6 +89,9 @@ class Throttle:
         self._lock = Lock()
         self._gauges = {signal: _Gauge(signal) for signal in signals}
         self._activity = activity or Activity()
+        self.has_begun = Flag()
+        """Cleared by who will ask every signal once, and set then: a verdict waits for it."""
+        self.has_begun.set()
 
     def writing(self) -> AbstractContextManager[None]:
         """Wrap each transaction that writes: a probe compares these times with the others."""
@@ -93,6 +99,7 @@ class Throttle:
 
     def verdict(self) -> Verdict:
         """Return the worst of all signals, with its reason."""
+        self.has_begun.wait(_FIRST_SECONDS)
         now = self._clock()
         with self._lock:
             found = [gauge.verdict(now) for gauge in self._gauges.values()]

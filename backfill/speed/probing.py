@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from backfill.dialects import ErrorKind
-from backfill.readings import Gradual, Reading, shown
+from backfill.speed.readings import Gradual, Reading, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from backfill.dialects import Dialect
-    from backfill.readings import Reader, Signal
     from backfill.runs import Run
     from backfill.settings import Settings
+    from backfill.speed.readings import Reader, Signal
+    from backfill.speed.throttles import Activity
     from backfill.store import Store
     from backfill.targets import Target
-    from backfill.throttles import Activity
 
     Act = Callable[[sa.Connection], object]
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from backfill.dialects import SIGNAL_LIMITS, ErrorKind
 from backfill.failures import describe
-from backfill.probing import probe_of
-from backfill.readings import Unavailable, Unreadable
 from backfill.reporters import Event
-from backfill.signals import of_user
-from backfill.throttles import Activity, Throttle
+from backfill.speed.probing import probe_of
+from backfill.speed.readings import Unavailable, Unreadable
+from backfill.speed.signals import of_user
+from backfill.speed.throttles import Activity, Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -24,16 +24,14 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
     from backfill.dialects import Dialect
-    from backfill.readings import Signal
     from backfill.runs import Run
     from backfill.settings import Settings
+    from backfill.speed.readings import Signal
     from backfill.store import Store
     from backfill.targets import Target
 
 logger = logging.getLogger(__name__)
 
-_FIRST_SECONDS = 5.0
-"""How long a run waits for the first readings before it asks for a verdict."""
 _END_SECONDS = 3.0
 _NEVER_HERE = (ErrorKind.RIGHTS, ErrorKind.SCHEMA)
 
@@ -59,18 +57,16 @@ class Collector:
         self._refusal: Exception | None = None
         """Why no connection was to be had in this turn: each signal would wait for it again."""
         self._ends = Flag()
-        self.has_begun = Flag()
-        """Set when every signal was asked once."""
 
     def run(self) -> None:
         """Take turns until `end` is called."""
         try:
             while self._due and not self._ends.is_set():
                 self.tick()
-                self.has_begun.set()
+                self._throttle.has_begun.set()
                 self._ends.wait(max(0.0, min(self._due.values(), default=0.0) - self._clock()))
         finally:
-            self.has_begun.set()
+            self._throttle.has_begun.set()
             self._close()
 
     def look(self) -> None:
@@ -155,7 +151,7 @@ class Collector:
         if connection is None:
             return
         try:
-            connection.close()
+            self._dialect.close(connection)
         except Exception as error:
             logger.debug("connection not closed: %s", describe(error, self._dialect))
 
@@ -193,12 +189,12 @@ def _collecting(
     throttle: Throttle,
     say: Callable[[str], object],
 ) -> Iterator[None]:
+    throttle.has_begun.clear()
     collector = Collector(dialect, signals, throttle, say)
     thread = Thread(
         target=dialect.call, args=(collector.run,), name="backfill-signals", daemon=True
     )
     thread.start()
-    collector.has_begun.wait(_FIRST_SECONDS)
     try:
         yield
     finally:

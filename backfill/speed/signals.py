@@ -19,12 +19,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from backfill.declaration import Backfill
 from backfill.failures import describe
-from backfill.readings import Gradual, Reading
+from backfill.speed.readings import Gradual, Reading
 
 if TYPE_CHECKING:
     from backfill.dialects import Dialect
-    from backfill.readings import Reader, Signal
     from backfill.settings import Settings
+    from backfill.speed.readings import Reader, Signal
 
 _HTTP_SECONDS = 1.0
 """gh-ost's patience with its throttle-http."""

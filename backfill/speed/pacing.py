@@ -21,9 +21,9 @@ from backfill import settings
 from backfill.errors import LeaseLost
 from backfill.reporters import Event
 from backfill.runs import Status
-from backfill.steering import AGAIN, COOLDOWN, TICK_SECONDS, Steering
-from backfill.throttles import Throttle
-from backfill.windows import Window
+from backfill.speed.steering import AGAIN, COOLDOWN, TICK_SECONDS, Steering
+from backfill.speed.throttles import Throttle
+from backfill.speed.windows import Window
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from backfill.runs import Run
     from backfill.settings import Settings
+    from backfill.speed.throttles import Verdict
     from backfill.store import Store
-    from backfill.throttles import Verdict
 
 LOOK_SECONDS = 1.0
 """How often a command asks what was decided for its run elsewhere."""
