@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import compileall
 import os
-import zlib
 from typing import TYPE_CHECKING
 
 import pytest
 
 import backfill
+from tests.availability import TRIES_ALL, give_up, whose_turn
 from tests.databases import CAPABILITIES, CAPABILITIES_OF, Servers, Unavailable, version
 from tests.projects import AlembicProject
 
@@ -69,13 +69,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def is_not_its_turn(item: pytest.Item) -> bool:
     """Whether another database has its turn with this test."""
     call = getattr(item, "callspec", None)
-    if call is None or "database" not in call.params or "BACKFILL_SLOW_TESTS" in os.environ:
+    if call is None or "database" not in call.params or TRIES_ALL:
         return False
     if not any(item.iter_markers("by_turns")) or any(item.iter_markers("requires")):
         return False
-    names = list(CAPABILITIES_OF)
     test = item.nodeid.partition("[")[0]
-    return call.params["database"] != names[zlib.crc32(test.encode()) % len(names)]
+    return bool(call.params["database"] != whose_turn(test, list(CAPABILITIES_OF)))
 
 
 def has_what_it_requires(item: pytest.Item) -> bool:
@@ -105,8 +104,7 @@ def database(
     try:
         fresh = servers.database(request.param, tmp_path)
     except Unavailable as error:
-        give_up = pytest.fail if os.environ.get("CI") else pytest.skip
-        give_up(f"{request.param}: {error}")
+        give_up(request.param, error)
     with fresh as database:
         yield database
 

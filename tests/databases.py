@@ -55,6 +55,7 @@ CAPABILITIES: Mapping[str, str] = {
     "poolers": "A pooler can lend its sessions for a transaction each.",
     "standbys": "Another server can follow this one, by its write-ahead log.",
     "history_list": "Old versions of rows are kept apart until they are purged.",
+    "deferred_constraints": "A foreign key can be looked at when the transaction is committed.",
     "generic_plans": "A prepared statement can be planned once, for any parameters.",
 }
 
@@ -62,7 +63,7 @@ CAPABILITIES_OF: Mapping[str, frozenset[str]] = {
     "sqlite": frozenset(
         {
             *("partial_indexes", "expression_indexes", "unreadable_values"),
-            *("attached_files", "untyped_columns", "stale_statistics"),
+            *("attached_files", "untyped_columns", "stale_statistics", "deferred_constraints"),
         }
     ),
     "postgresql": frozenset(CAPABILITIES)
@@ -180,9 +181,13 @@ class Server:
 
     name: ClassVar[str]
     stop_signal: ClassVar[signal.Signals]
+    crash_signal: ClassVar[signal.Signals]
+    """What ends it at once, as it is."""
 
-    def __init__(self) -> None:
+    def __init__(self, *options: str) -> None:
         self.version()  # tells what is missing before anything is made
+        self.options = options
+        """More of its settings, as its command line has them."""
         self.directory = Path(tempfile.mkdtemp(prefix="backfill-"))
         self.log = self.directory / "log"
         self.data = self.directory / "data"
@@ -205,7 +210,7 @@ class Server:
             execution_options={"no_parameters": True},  # a percent sign is just that
         )
         try:
-            self._wait_until_ready()
+            self.wait_until_ready()
             self.create_user()
         except BaseException:
             self.stop()
@@ -266,10 +271,40 @@ class Server:
 
     def stop(self) -> None:
         self.admin.dispose()
-        # A forked child of ours may hold the pipe open, so closing it is not enough: write a byte.
-        self._guardian.communicate(b"x", timeout=START_SECONDS)
+        if self._guardian.returncode is None:
+            # A forked child of ours may hold the pipe open; closing it is not enough: write a byte.
+            self._guardian.communicate(b"x", timeout=START_SECONDS)
         if self.directory.exists():  # the server had ended by itself
             shutil.rmtree(self.directory)
+
+    def crash(self) -> None:
+        """End it in the middle of all that it does; its files stay as they are."""
+        os.kill(self.pid, self.crash_signal)
+        self.wait_until_it_has_ended()
+
+    def wait_until_it_has_ended(self) -> None:
+        """Wait for an end that is its own."""
+        assert self._guardian.stdin is not None
+        self._guardian.wait(START_SECONDS)
+        self._guardian.stdin.close()
+
+    @property
+    def is_running(self) -> bool:
+        return self._guardian.poll() is None
+
+    def start_again(self) -> None:
+        """Start it on the files that a crash left, and on the same port."""
+        self._guardian = self._start_guarded(self.command())
+        self.wait_until_ready()
+
+    @property
+    def pid(self) -> int:
+        """The process that all others of the server come from."""
+        return int(self.pid_path.read_text().split()[0])
+
+    @property
+    def pid_path(self) -> Path:
+        raise NotImplementedError
 
     def run(self, *command: str | Path) -> None:
         """Run a set-up tool of the server as the server's account."""
@@ -312,7 +347,8 @@ class Server:
                 start_new_session=True,  # a Ctrl-C is for pytest alone
             )
 
-    def _wait_until_ready(self) -> None:
+    def wait_until_ready(self) -> None:
+        """Wait until it answers, also when it has started again by itself."""
         deadline = time.monotonic() + START_SECONDS
         while not (self._listens() and self._answers()):
             if self._guardian.poll() is not None or time.monotonic() > deadline:
@@ -343,6 +379,7 @@ class PostgreSQL(Server):
 
     name = "postgresql"
     stop_signal = signal.SIGQUIT  # at once, and its children too
+    crash_signal = signal.SIGQUIT  # `pg_ctl stop -m immediate`
 
     @staticmethod
     def package() -> Path:
@@ -383,11 +420,15 @@ class PostgreSQL(Server):
             "full_page_writes": "off",
         }
         options = (f"--{name}={value}" for name, value in settings.items())
-        return [str(self.binaries / "postgres"), "-D", str(self.data), *options]
+        return [str(self.binaries / "postgres"), "-D", str(self.data), *options, *self.options]
 
     @property
     def socket_path(self) -> Path:
         return self.data / f".s.PGSQL.{self.port}"
+
+    @property
+    def pid_path(self) -> Path:
+        return self.data / "postmaster.pid"
 
     def create_user(self) -> None:
         self.execute(f"CREATE ROLE app LOGIN PASSWORD '{self.password}'")
@@ -427,7 +468,7 @@ class Standby(PostgreSQL):
 
     def __init__(self, primary: PostgreSQL) -> None:
         self.primary = primary
-        super().__init__()
+        super().__init__(*primary.options)
 
     def initialise(self) -> None:
         self.binaries = self.primary.binaries
@@ -445,12 +486,35 @@ class Standby(PostgreSQL):
     def create_user(self) -> None:
         """It has the primary's."""
 
+    def wait_until_it_has_caught_up(self) -> None:
+        """Wait until it has replayed all that the primary has done so far."""
+        with self.primary.admin.connect() as connection:
+            done = connection.exec_driver_sql("SELECT pg_current_wal_insert_lsn()").scalar_one()
+        self.wait_until(f"pg_last_wal_replay_lsn() >= '{done}'")
+
+    def stop_following(self) -> None:
+        """Receive nothing more of what the primary does."""
+        self.execute("ALTER SYSTEM SET primary_conninfo = ''", "SELECT pg_reload_conf()")
+        self.wait_until("NOT EXISTS (SELECT FROM pg_stat_wal_receiver)")
+
+    def promote(self) -> None:
+        """Let it become a primary of its own."""
+        self.execute("SELECT pg_promote()")
+
+    def wait_until(self, condition: str) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        with self.admin.connect() as connection:
+            while not connection.exec_driver_sql(f"SELECT {condition}").scalar_one():
+                if time.monotonic() > deadline:
+                    raise self._failure(f"{condition} does not come true")
+                time.sleep(0.01)
+
 
 class MariaDB(Server):
     """MariaDB as the system's package manager installs it."""
 
     name = "mariadb"
-    stop_signal = signal.SIGKILL  # nothing in it is worth an orderly end
+    stop_signal = crash_signal = signal.SIGKILL  # nothing in it is worth an orderly end
 
     @classmethod
     def version(cls) -> str:
@@ -480,12 +544,13 @@ class MariaDB(Server):
             f"--port={self.port}",
             "--bind-address=127.0.0.1",
             f"--socket={self.socket_path}",
-            f"--pid-file={self.directory / 'pid'}",
+            f"--pid-file={self.pid_path}",
             "--skip-log-bin",
             "--skip-name-resolve",
             "--character-set-server=utf8mb4",
             "--innodb-buffer-pool-size=64M",
             "--innodb-flush-log-at-trx-commit=0",
+            *self.options,
         ]
 
     def create_user(self) -> None:
@@ -535,11 +600,23 @@ class MariaDB(Server):
         return self.directory / "socket"
 
     @property
+    def pid_path(self) -> Path:
+        return self.directory / "pid"
+
+    @property
     def _system_user(self) -> str:
         return pwd.getpwuid(self.account.uid).pw_name
 
 
 SERVERS: Mapping[str, type[Server]] = {"postgresql": PostgreSQL, "mariadb": MariaDB}
+MORTAL_OPTIONS: Mapping[str, Sequence[str]] = {
+    "postgresql": (
+        *("--max_connections=20", "--max_locks_per_transaction=10"),
+        "--synchronous_commit=on",
+    ),
+    "mariadb": ("--innodb-flush-log-at-trx-commit=2",),
+}
+"""Little room, so that it is soon used up; and what is committed outlives the server's process."""
 
 
 class Servers:
@@ -560,6 +637,13 @@ class Servers:
             self._running[name] = SERVERS[name]()
         return self._running[name]
 
+    def mortal(self, name: str) -> Server:
+        """Another one of that name, which tests may end, and have to start again."""
+        key = f"{name}, mortal"
+        if key not in self._running:
+            self._running[key] = SERVERS[name](*MORTAL_OPTIONS[name])
+        return self._running[key]
+
     def stop(self) -> None:
         with contextlib.ExitStack() as stack:
             for server in self._running.values():
@@ -574,6 +658,21 @@ def sqlite_database(directory: Path) -> Database:
 def version(name: str) -> str:
     """The version of a database, without starting it; raises Unavailable."""
     return sqlite3.sqlite_version if name == "sqlite" else SERVERS[name].version()
+
+
+@contextlib.contextmanager
+def small_filesystem(directory: Path, mebibytes: int, owner: Account) -> Iterator[Path]:
+    """A file system of its own in a new directory; raises Unavailable."""
+    if os.getuid() != 0:
+        raise Unavailable("only root may mount a small file system")
+    directory.mkdir()
+    options = f"size={mebibytes}m,mode=0700,uid={owner.uid},gid={owner.gid}"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", directory], check=True)
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", "--lazy", directory], check=True)
+        directory.rmdir()
 
 
 def free_port() -> int:

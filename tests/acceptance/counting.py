@@ -9,7 +9,6 @@ import random
 import time
 from typing import TYPE_CHECKING, Any
 
-import pytest
 import sqlalchemy as sa
 
 if TYPE_CHECKING:
@@ -122,13 +121,13 @@ def wait_until(
     process: Started | None = None,
     seconds: float = PATIENCE_SECONDS,
 ) -> None:
-    """Poll until the condition holds; fails when the process has ended, or after too long."""
+    """Poll until the condition holds. AssertionError: the process has ended, or it took long."""
     deadline = time.monotonic() + seconds
     while not condition():
         if process is not None and process.poll() is not None:
-            pytest.fail(f"it ended too early: {last_words(process)}")
+            raise AssertionError(f"it ended too early: {last_words(process)}")
         if time.monotonic() > deadline:
-            pytest.fail(f"nothing happened in {seconds} s")
+            raise AssertionError(f"nothing happened in {seconds} s")
         time.sleep(0.005)
 
 

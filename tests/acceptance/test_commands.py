@@ -246,7 +246,7 @@ def test_new_writes_a_class_that_runs_when_edited(declared: AlembicProject) -> N
     file = declared.directory / "migrations/backfills/fill_anew.py"
     assert str(file) in done.stdout
     again = declared.backfill("new", "fill_anew", "--revision=mm2", "--table=items")
-    assert_one_line_error(again, "there already")
+    assert_one_line_error(again, "is called 'fill_anew' already")
     unknown = declared.backfill("new", "other", "--revision=nowhere", "--table=items")
     assert_one_line_error(unknown, "nowhere")
     edited = file.read_text().replace("new_column", "doubled").replace("lower(old_column)", "7")
@@ -256,6 +256,13 @@ def test_new_writes_a_class_that_runs_when_edited(declared: AlembicProject) -> N
     names = [one["name"] for one in documents(declared, "list")]
     assert set(names) == {"fill_doubled", "halve", "fill_anew", "later"}
     assert names[-1] == "later"
+
+
+def test_new_takes_no_name_that_is_taken(declared: AlembicProject) -> None:
+    refused = declared.backfill("new", "fill_doubled", "--revision=mm2", "--table=items")
+    assert refused.returncode == 1
+    assert "A backfill is called 'fill_doubled' already" in refused.stderr
+    assert declared.backfill("list").returncode == 0
 
 
 def test_unknown_name_is_told_with_close_ones(declared: AlembicProject) -> None:

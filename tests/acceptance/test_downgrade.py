@@ -10,11 +10,12 @@ import sqlalchemy as sa
 
 from tests.acceptance.counting import PATIENCE_SECONDS
 from tests.acceptance.test_gate import WITH_ROWS
+from tests.projects import AlembicProject
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.projects import AlembicProject
+    from tests.databases import Database
 
 ADD = """
 def upgrade():
@@ -142,6 +143,26 @@ def test_downgrade_is_refused_while_it_runs(project: AlembicProject, engine: sa.
     assert "doubled" in {column["name"] for column in sa.inspect(engine).get_columns("items")}
     project.alembic("downgrade", "a1")
     assert status(project) == "stale"
+
+
+def test_project_beside_it_with_the_same_ids(
+    project: AlembicProject, engine: sa.Engine, tmp_path: Path, database: Database
+) -> None:
+    """It has a version table of its own, and the state tables in common."""
+    declare(project, WITHOUT_WHERE)
+    project.alembic("upgrade", "head")
+    assert project.backfill("run").returncode == 0
+    other = AlembicProject.create(tmp_path / "other", database.url)
+    configured = "target_metadata=target_metadata"
+    env = other.directory / "migrations/env.py"
+    env.write_text(env.read_text().replace(configured, f"{configured}, version_table='other'"))
+    other.revision("a1")
+    other.revision("b2", down="a1", body="import backfill\n")
+    other.alembic("upgrade", "a1")
+    assert other.backfill("run").returncode == 0  # b2 is not applied: nobody took it back
+    other.alembic("upgrade", "b2")
+    other.alembic("downgrade", "a1")
+    assert status(project) == "succeeded"
 
 
 def test_downgrade_that_fails_changes_nothing(project: AlembicProject, engine: sa.Engine) -> None:

@@ -41,6 +41,7 @@ class FillDoubled(Backfill):
     values = {"doubled": "amount * 2"}
 '''
 WITHOUT_WHERE = DECLARATION.replace('    where = "doubled IS NULL"\n', "")
+COUNT_UP = WITHOUT_WHERE.replace('{"doubled": "amount * 2"}', '{"amount": "amount + 1"}')
 GATE = """
 import backfill
 
@@ -100,6 +101,40 @@ def test_gate_passes_on_an_empty_database(project: AlembicProject, declaration: 
     declare(project, items=CREATE_ITEMS, declaration=declaration)
     project.alembic("upgrade", "head")
     assert current(project) == "c3"
+
+
+def test_gate_that_found_nothing_is_remembered(project: AlembicProject, engine: sa.Engine) -> None:
+    """Rows that come after it are the application's, and no run takes them for its own."""
+    declare(project, items=CREATE_ITEMS, declaration=COUNT_UP)
+    project.alembic("upgrade", "head")
+    with engine.begin() as connection:
+        connection.exec_driver_sql("INSERT INTO items (id, amount) VALUES (1, 7)")
+    checked, run = project.backfill("check"), project.backfill("run")
+    assert (checked.returncode, run.returncode) == (0, 0), checked.stdout + run.stderr
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("SELECT amount FROM items").scalar() == 7
+
+
+@pytest.mark.requires("transactional_ddl")
+def test_gate_in_a_function_of_its_revision(project: AlembicProject, engine: sa.Engine) -> None:
+    """What `upgrade()` did before it is rolled back, rather than kept without its stamp."""
+    gate = """
+import backfill
+
+
+def upgrade():
+    op.add_column("items", sa.Column("half", sa.Integer))
+    gate()
+
+
+def gate():
+    op.require_backfill("fill_doubled")
+"""
+    declare(project, gate=gate)
+    project.alembic("upgrade", "b2")
+    refused = project.alembic("upgrade", "head", check=False)
+    assert "the gate has to be the first operation of revision c3: line 23" in refused.stdout
+    assert "half" not in {one["name"] for one in sa.inspect(engine).get_columns("items")}
 
 
 def test_gate_without_where_asks_the_run(project: AlembicProject) -> None:

@@ -214,6 +214,37 @@ def test_revision_that_never_was(sqlite: AlembicProject) -> None:
     assert "its revision z9 is unknown" in checked["reason"]
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("import nothing_like_this\n", "ModuleNotFoundError: No module named 'nothing_like_this'"),
+        ("raise SystemExit(3)\n", "SystemExit: 3"),
+        ('revision = "b2"\ndown_revision = "gone"\n', "KeyError: 'gone'"),
+    ],
+)
+def test_revision_that_cannot_be_loaded(sqlite: AlembicProject, text: str, told: str) -> None:
+    sqlite.revision("a1", body=TABLE + declaration("a"))
+    sqlite.alembic("upgrade", "head")
+    sqlite.write("migrations/versions/b2.py", text)
+    listed = sqlite.backfill("list")
+    assert listed.returncode == 1
+    assert f"cannot be loaded: {told}" in listed.stderr
+    assert "Traceback" not in listed.stderr
+
+
+@pytest.mark.parametrize("head", ["zzz", "0123456789ab"])
+def test_database_that_is_ahead_of_the_code(sqlite: AlembicProject, head: str) -> None:
+    """As after a rollback of the application; Alembic has another error for short ids."""
+    sqlite.revision("a1", body=TABLE + declaration("a"))
+    sqlite.alembic("upgrade", "head")
+    with sa.create_engine(f"sqlite:///{sqlite.directory.parent / 'graph.sqlite3'}").begin() as one:
+        one.exec_driver_sql(f"UPDATE alembic_version SET version_num = '{head}'")
+    listed = sqlite.backfill("list")
+    assert listed.returncode == 1
+    assert f"The database stands at {head}, which" in listed.stderr
+    assert "Traceback" not in listed.stderr
+
+
 def test_class_that_is_gone(sqlite: AlembicProject) -> None:
     link(sqlite, "z1", body=TABLE)
     file = sqlite.write("migrations/backfills/a.py", declaration("a", "z1"))

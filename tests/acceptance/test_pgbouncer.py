@@ -4,7 +4,6 @@ on, or left behind."""
 from __future__ import annotations
 
 import json
-import os
 from contextlib import ExitStack, contextmanager
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from tests.acceptance.counting import (
     start_and_wait_for_a_chunk,
     values_of_n,
 )
+from tests.availability import give_up
 from tests.databases import Unavailable
 from tests.integration.test_drivers import BOTH_WAYS, make_project
 from tests.poolers import pgbouncer
@@ -43,8 +43,7 @@ def pooled(database: Database) -> Iterator[Database]:
         try:
             pooled = stack.enter_context(pgbouncer(database, SESSIONS))
         except Unavailable as error:
-            give_up = pytest.fail if os.environ.get("CI") else pytest.skip
-            give_up(str(error))
+            give_up("PgBouncer", error)
         yield pooled
 
 

@@ -1,10 +1,10 @@
-"""Several runners and workers at once, and runners that are stopped past their lease."""
+"""What two runners tell, and how they share the work. Whether every row is right then is shown by
+tests/faults/split_brain.py."""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
-from signal import SIGCONT, SIGSTOP
+from signal import SIGCONT
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,11 +15,9 @@ from tests.acceptance.counting import (
     PYTHON,
     SET_BASED,
     assert_counts,
-    has_committed,
     last_words,
     prepare,
     rows_changed_by,
-    seeded_dice,
     start_and_wait_for_a_chunk,
     status,
     values_of_n,
@@ -115,32 +113,6 @@ def test_runner_stopped_while_it_computes_is_fenced(
     assert second.wait(PATIENCE_SECONDS) == 0, last_words(second)
     assert (rows_changed_by(stopped), rows_changed_by(second)) == (80, 320)
     assert_each_row_once(project, engine, 400)
-
-
-@pytest.mark.requires("idle_timeout")
-@pytest.mark.usefixtures("short_leases")
-def test_runners_stopped_at_random_are_replaced(project: AlembicProject, engine: sa.Engine) -> None:
-    prepare(project, engine, SET_BASED, ROWS)
-    dice = seeded_dice()
-    stopped = [run_and_stop(project, dice.uniform(0, 0.3)) for _ in range(3)]
-    last = project.backfill("run")
-    assert last.returncode == 0, last.stderr
-    assert values_of_n(engine) == {1: ROWS}
-    for runner in stopped:
-        runner.send_signal(SIGCONT)
-    for runner in stopped:
-        assert runner.wait(PATIENCE_SECONDS) in (0, 4), last_words(runner)
-    assert_each_row_once(project, engine, ROWS)
-
-
-def run_and_stop(project: AlembicProject, seconds: float) -> Started:
-    """Stop a runner in the middle, perhaps inside a transaction."""
-    runner = start_and_wait_for_a_chunk(project, "--chunk-size=7")
-    time.sleep(seconds)
-    runner.send_signal(SIGSTOP)
-    wait_until(lambda: is_stopped(runner), runner)
-    assert has_committed(runner)
-    return runner
 
 
 def is_stopped(process: Started) -> bool:

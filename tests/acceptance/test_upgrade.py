@@ -22,7 +22,7 @@ from tests.acceptance.shapes import (
     revision,
     succeeds,
 )
-from tests.projects import InProcess
+from tests.projects import AlembicProject
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,11 +77,11 @@ counter.write_text((counter.read_text() if counter.exists() else "") + "x")
 
 
 @pytest.fixture
-def sqlite(tmp_path: Path) -> InProcess:
-    return InProcess.create(tmp_path / "project", f"sqlite:///{tmp_path / 'test.sqlite3'}")
+def sqlite(tmp_path: Path) -> AlembicProject:
+    return AlembicProject.create(tmp_path / "project", f"sqlite:///{tmp_path / 'test.sqlite3'}")
 
 
-def two_triples(project: InProcess, rows: int = 30) -> None:
+def two_triples(project: AlembicProject, rows: int = 30) -> None:
     """Each column is filled from the one before, which is then dropped."""
     project.revision("a1", body=CREATE.replace("ROWS", str(rows)))
     down = "a1"
@@ -93,23 +93,23 @@ def two_triples(project: InProcess, rows: int = 30) -> None:
     edit_env(project, (COUNT_RUNS, COUNTED))
 
 
-def runs_of_env(project: InProcess) -> int:
+def runs_of_env(project: AlembicProject) -> int:
     return len((project.directory / "env.runs").read_text())
 
 
-def heads(project: InProcess) -> list[str]:
+def heads(project: AlembicProject) -> list[str]:
     with engine_of(project).connect() as connection:
         found = connection.exec_driver_sql("SELECT version_num FROM alembic_version")
         return sorted(found.scalars())
 
 
-def engine_of(project: InProcess) -> sa.Engine:
+def engine_of(project: AlembicProject) -> sa.Engine:
     url = f"sqlite:///{project.directory.parent / 'test.sqlite3'}"
     return sa.create_engine(url, poolclass=sa.NullPool)
 
 
 def test_two_triples_in_one_go(database: Database, engine: sa.Engine, tmp_path: Path) -> None:
-    project = InProcess.create(tmp_path / "project", database.url)
+    project = AlembicProject.create(tmp_path / "project", database.url)
     two_triples(project)
     assert json.loads(project.backfill("upgrade", "--dry-run", "--json").stdout)[1] == {
         "database": "",
@@ -125,14 +125,14 @@ def test_two_triples_in_one_go(database: Database, engine: sa.Engine, tmp_path: 
     succeeds(project.backfill("upgrade"))  # nothing is to be done
 
 
-def test_new_database_in_one_stretch(sqlite: InProcess) -> None:
+def test_new_database_in_one_stretch(sqlite: AlembicProject) -> None:
     two_triples(sqlite, rows=0)
     succeeds(sqlite.backfill("upgrade", "heads"))
     assert runs_of_env(sqlite) == 2  # to see where the database stands, and to migrate
     assert heads(sqlite) == ["contract1"]
 
 
-def test_stops_like_a_run_and_goes_on(sqlite: InProcess) -> None:
+def test_stops_like_a_run_and_goes_on(sqlite: AlembicProject) -> None:
     two_triples(sqlite)
     stopped = sqlite.backfill("upgrade", "--limit=10", "--chunk-size=5", "--json")
     assert stopped.returncode == 3, stopped.stderr
@@ -151,13 +151,55 @@ def test_stops_like_a_run_and_goes_on(sqlite: InProcess) -> None:
     assert heads(sqlite) == ["contract1"]
 
 
-def test_relative_target_is_found_once(sqlite: InProcess) -> None:
+def test_cancelled_backfill_stays_so(sqlite: AlembicProject) -> None:
+    """Not even its own gate begins it anew."""
+    two_triples(sqlite)
+    sqlite.backfill("upgrade", "--limit=10", "--chunk-size=5")
+    succeeds(sqlite.backfill("cancel", "fill_doubled"))
+    refused = sqlite.backfill("upgrade")
+    assert refused.returncode == 1
+    assert "It was cancelled, so this command leaves that to you." in refused.stderr
+    assert heads(sqlite) == ["expand0"]
+    succeeds(sqlite.backfill("run", "fill_doubled"))
+    succeeds(sqlite.backfill("upgrade"))
+
+
+@pytest.mark.parametrize("rows", [30, 0])
+def test_what_later_revisions_dropped_is_history(sqlite: AlembicProject, rows: int) -> None:
+    """Deploys go on calling `run` and `check`, also on a database that was made anew."""
+    two_triples(sqlite, rows)
+    if rows:
+        succeeds(sqlite.backfill("upgrade"))
+    else:
+        sqlite.alembic("upgrade", "head")
+    again = succeeds(sqlite.backfill("run"))
+    assert "fill_doubled: is complete; later revisions have changed" in again.stderr
+    complete = ["fill_doubled: complete", "fill_quadrupled: complete"]
+    assert succeeds(sqlite.backfill("check")).stdout.splitlines() == complete
+    assert succeeds(sqlite.backfill("verify")).stdout.splitlines()[0] == "fill_doubled: 0 pending"
+    succeeds(sqlite.backfill("plan"))
+    edit(sqlite.versions / "expand0.py", ('"amount * 2"', '"amount * 3"'))
+    assert sqlite.backfill("check").returncode == 1  # nobody has proved that one
+
+
+def test_what_revisions_print_is_no_event(sqlite: AlembicProject) -> None:
+    two_triples(sqlite)
+    edit_env(sqlite, (COUNT_RUNS, f"{COUNT_RUNS}print('from env.py')\n"))
+    edit(sqlite.versions / "a1.py", ("    items =", "    print('a1')\n    items ="))
+    done = succeeds(sqlite.backfill("upgrade", "--json"))
+    assert all(json.loads(line)["event"] for line in done.stdout.splitlines())
+    listed = succeeds(sqlite.backfill("list", "--json"))
+    assert [one["name"] for one in json.loads(listed.stdout)] == ["fill_doubled", "fill_quadrupled"]
+    assert "from env.py" in listed.stderr
+
+
+def test_relative_target_is_found_once(sqlite: AlembicProject) -> None:
     two_triples(sqlite)
     succeeds(sqlite.backfill("upgrade", "+3"))
     assert heads(sqlite) == ["contract0"]
 
 
-def test_quarantined_rows_keep_it_before_the_next_revision(sqlite: InProcess) -> None:
+def test_quarantined_rows_keep_it_before_the_next_revision(sqlite: AlembicProject) -> None:
     two_triples(sqlite)
     path = sqlite.versions / "expand0.py"
     edit(
@@ -176,7 +218,7 @@ def test_quarantined_rows_keep_it_before_the_next_revision(sqlite: InProcess) ->
     assert (failed.returncode, heads(sqlite)) == (5, ["expand0"]), failed.stderr
 
 
-def test_failing_revision_is_named(sqlite: InProcess) -> None:
+def test_failing_revision_is_named(sqlite: AlembicProject) -> None:
     two_triples(sqlite)
     path = sqlite.revision("last", down="contract1", body="def upgrade():\n    1 / 0\n")
     failed = sqlite.backfill("upgrade")
@@ -186,7 +228,16 @@ def test_failing_revision_is_named(sqlite: InProcess) -> None:
     assert heads(sqlite) == ["contract1"]
 
 
-def test_gate_of_a_backfill_whose_rows_became_pending_again(sqlite: InProcess) -> None:
+def test_revision_that_does_not_fit_the_schema_says_why(sqlite: AlembicProject) -> None:
+    two_triples(sqlite)
+    succeeds(sqlite.backfill("upgrade"))
+    sqlite.alembic("stamp", "base")
+    failed = sqlite.backfill("upgrade")
+    assert failed.returncode == 1
+    assert "failed: OperationalError: table items already exists." in failed.stderr
+
+
+def test_gate_of_a_backfill_whose_rows_became_pending_again(sqlite: AlembicProject) -> None:
     two_triples(sqlite)
     succeeds(sqlite.backfill("upgrade", "expand0"))
     with engine_of(sqlite).begin() as connection:
@@ -196,7 +247,7 @@ def test_gate_of_a_backfill_whose_rows_became_pending_again(sqlite: InProcess) -
     assert heads(sqlite) == ["contract1"]
 
 
-def test_branches(sqlite: InProcess) -> None:
+def test_branches(sqlite: AlembicProject) -> None:
     two_triples(sqlite)
     sqlite.revision("stock", body=BODY)
     edit(
@@ -257,7 +308,7 @@ def test_flask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_filled(url)
 
 
-def test_url_that_env_does_not_follow(sqlite: InProcess, tmp_path: Path) -> None:
+def test_url_that_env_does_not_follow(sqlite: AlembicProject, tmp_path: Path) -> None:
     two_triples(sqlite)
     edit_env(
         sqlite,
@@ -268,7 +319,7 @@ def test_url_that_env_does_not_follow(sqlite: InProcess, tmp_path: Path) -> None
     assert "does not follow `--url`" in refused.stderr
 
 
-def test_backfill_that_waits_for_a_later_revision(sqlite: InProcess) -> None:
+def test_backfill_that_waits_for_a_later_revision(sqlite: AlembicProject) -> None:
     """Its `depends_on` is declared further up; without that one it is not left out in silence."""
     two_triples(sqlite)
     path = sqlite.versions / "expand0.py"

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sqlalchemy as sa
 
-from backfill import Backfill, aftercare, pacing
+from backfill import Backfill, aftercare
 from backfill.budget import Budget
 from backfill.dialects import dialect_for
 from backfill.planner import make_plan
 from backfill.runs import Outcome, Status
 from backfill.settings import Settings
+from backfill.speed import pacing
 from backfill.store import Store
 from tests.integration.support import bound, complete, complete_in_parallel, make, run
 

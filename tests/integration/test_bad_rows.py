@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.dialects import mysql
 
 from backfill import Backfill, quarantine, tables
 from backfill.errors import DeclarationChanged
+from backfill.planner import make_plan
 from backfill.runs import Outcome
-from backfill.settings import Settings
+from backfill.settings import Settings, resolve
 from backfill.store import Store
 from tests.integration.support import Ran, Row, bound, complete, failures, make, read, run, status
 
@@ -184,12 +186,12 @@ def check_silence(engine: sa.Engine, ran: Ran) -> None:
             assert CANARY not in repr(connection.execute(sa.select(table)).all())
 
 
-def retry(engine: sa.Engine, way: type[Backfill]) -> tuple[int, int]:
+def retry(engine: sa.Engine, way: type[Backfill], **options: Any) -> tuple[int, int]:
     target = bound(engine, way)
     store = Store(target.dialect)
     current = store.current(way.name)
     assert current is not None
-    return quarantine.retry(target, store, current, Settings())
+    return quarantine.retry(target, store, current, resolve(("the test", options)))
 
 
 def test_bad_rows_stand_alone_without_where(engine: sa.Engine) -> None:
@@ -280,6 +282,197 @@ def test_transform_that_always_raises_stops_early(engine: sa.Engine) -> None:
     assert traceback.rstrip().endswith("ValueError")
     check_silence(engine, ran)
     assert set(read(engine, things, "n")) == {0}
+
+
+def test_bug_in_a_transform_leaves_few_entries(engine: sa.Engine) -> None:
+    """With nothing set: after a few chunks, with the traceback once, and not an entry a row."""
+    things = make_things(engine, rows=5_000)
+
+    class Bug(Backfill):
+        name = "bug"
+        table = "things"
+        writes = ("name",)
+
+        def transform(self, row: Any) -> Row:
+            return {"name": row.no_such_column}
+
+    ran = run(engine, Bug)
+    assert ran.outcome is Outcome.FAILED
+    assert "it is the declaration and not the rows" in ran.result.text
+    assert len(ran.texts("message")) == 1
+    assert len(failures(engine, Bug)) <= Settings().max_failures
+    assert len(ran.numbers("chunk", "changed")) <= 3
+    assert set(read(engine, things, "n")) == {0}
+
+
+MANY = 10_000
+WRITES_EACH = 20
+"""Extra UPDATEs for each bad row among so many: at each of the 13 halvings, one that fails and one
+that does not, less those that bad rows share."""
+
+
+@pytest.mark.parametrize("way", [InSql, InPython, Raising, RaisingForMany])
+def test_seven_bad_rows_of_ten_thousand(engine: sa.Engine, way: type[Backfill]) -> None:
+    """What they cost grows with the logarithm of the chunk; the others are written as ever."""
+    things = make_things(engine, rows=MANY)
+    sent: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        sent.append(statement)
+
+    sa.event.listen(engine, "before_cursor_execute", note)
+    ran = run(engine, way, chunk_size=MANY)
+    sa.event.remove(engine, "before_cursor_execute", note)
+    assert ran.outcome is Outcome.QUARANTINED, ran.result.text
+    assert sorted(one["key"] for one in failures(engine, way)) == [[i] for i in BAD]
+    named = read(engine, things, "name")[1:]
+    assert [i for i, name in enumerate(named, 1) if name is None] == BAD
+    assert sum(read(engine, things, "n")) == MANY - len(BAD)
+    writes = [text for text in sent if "UPDATE" in text and "SET name" in text]
+    assert len(writes) <= 1 + WRITES_EACH * len(BAD), len(writes)
+
+
+# -- rows that are too slow ----------------------------------------------------------------
+
+SLOW = {
+    "postgresql": [
+        "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " IF NEW.id IN (3, 17) THEN PERFORM pg_sleep(30); END IF; RETURN NEW; END $$",
+        "CREATE TRIGGER dawdle BEFORE UPDATE ON things FOR EACH ROW EXECUTE FUNCTION dawdle()",
+    ],
+    "mariadb": [
+        "CREATE TRIGGER dawdle BEFORE UPDATE ON things FOR EACH ROW"
+        " IF NEW.id IN (3, 17) THEN DO SLEEP(30); END IF",
+    ],
+}
+HURRY: Row = {"chunk_size": 8, "statement_timeout": 0.2}
+
+
+@pytest.mark.requires("server")
+@pytest.mark.parametrize("way", [InSql, InPython, Applied])
+def test_row_that_always_takes_too_long_stands_alone(
+    engine: sa.Engine, way: type[Backfill], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that meets the time limit alone, again and again, does not keep the others waiting."""
+    things = make_things(engine, "good", rows=20)
+    with engine.begin() as connection:
+        connection.execute(things.update().values(given=sa.cast(things.c.id, sa.String(20))))
+        for statement in SLOW[engine.dialect.name]:
+            connection.exec_driver_sql(statement)
+    ran = run(engine, way, **HURRY)
+    assert ran.outcome is Outcome.QUARANTINED, ran.result.text
+    found = failures(engine, way)
+    assert [one["key"] for one in found] == [[3], [17]]
+    assert all("longer than `statement_timeout`" in one["error"] for one in found), found
+    done = [int(i not in (0, 3, 17)) for i in range(21)]
+    assert read(engine, things, "n") == done
+    monkeypatch.setattr(quarantine, "_PATIENCE_SECONDS", 0.1)
+    assert retry(engine, way, **HURRY) == (0, 2)
+    assert [one["attempts"] for one in failures(engine, way)] == [2, 2]
+    with engine.begin() as connection:
+        on = " ON things" if engine.dialect.name == "postgresql" else ""
+        connection.exec_driver_sql(f"DROP TRIGGER dawdle{on}")
+    assert retry(engine, way) == (2, 0)
+    complete(engine, way)
+
+
+# -- values that are hard to carry -----------------------------------------------------------
+
+HUGE = "10 MB: é" + "x" * 10_000_000
+HARD: list[Any] = ["", "a\0b", "\ud800", "\u202egnirts", "%s %(x)s :x", HUGE, "\x1b[31m", "'; --"]
+REFUSED_BY: dict[str, list[int]] = {"sqlite": [2], "postgresql": [1, 2], "mariadb": [2]}
+
+
+@pytest.mark.parametrize("one_by_one", [True, False])
+def test_text_that_is_hard_to_carry(engine: sa.Engine, one_by_one: bool) -> None:
+    """It arrives as it is, or its row is listed: NUL and half a character are refused by some."""
+    long = sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
+    things = make(
+        engine,
+        "things",
+        sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("name", long),
+        rows=[{"id": i} for i in range(len(HARD))],
+    )
+
+    class Hard(Backfill):
+        table = "things"
+        writes = ("name",)
+        chunk_size = 1 if one_by_one else 100
+
+        def transform(self, row: Any) -> Row:
+            return {"name": HARD[row.id]}
+
+    ran = run(engine, Hard)
+    refused = REFUSED_BY[engine.dialect.name]
+    assert [one["key"] for one in failures(engine, Hard)] == [[i] for i in refused]
+    assert ran.outcome is Outcome.QUARANTINED, ran.result.text
+    assert all(len(one["error"]) < 200 for one in failures(engine, Hard))
+    assert read(engine, things, "name") == [
+        None if i in refused else text for i, text in enumerate(HARD)
+    ]
+
+
+def test_binary_values_are_planned_and_written(engine: sa.Engine) -> None:
+    """SQLAlchemy wraps what goes into a LargeBinary before the driver gets it."""
+    things = make(
+        engine,
+        "things",
+        sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("data", sa.LargeBinary),
+        rows=[{"id": i} for i in range(50)],
+    )
+
+    class Pack(Backfill):
+        table = "things"
+        where = "data IS NULL"
+        writes = ("data",)
+
+        def transform(self, row: Any) -> Row:
+            return {"data": b"\0" + bytes([row.id])}
+
+    plan = make_plan(bound(engine, Pack), Settings())
+    assert [text for text in plan.warnings if "failed" in text] == []
+    assert plan.chunk_rows == 50
+    assert not [text for text in plan.statements if "= ? WHERE" in text], "not row by row"
+    complete(engine, Pack)
+    assert read(engine, things, "data") == [b"\0" + bytes([i]) for i in range(50)]
+
+
+@pytest.mark.parametrize("where_it_is", ["read", "key"])
+@pytest.mark.requires("untyped_columns")
+def test_junk_in_a_column_of_moments(engine: sa.Engine, where_it_is: str) -> None:
+    """SQLite stores anything there; SQLAlchemy cannot read it. One bad row, and no more."""
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE TABLE things (at DATETIME NOT NULL, id INTEGER UNIQUE NOT NULL, n INTEGER)"
+        )
+        moments = ["2024-02-29 12:30:00", "junk", "2024-02-30 99:99:99", "", "2024-01-01", "0"]
+        for i, moment in enumerate(moments):
+            connection.exec_driver_sql(
+                "INSERT INTO things (at, id) VALUES (?, ?)", (f"{moment}", i)
+            )
+        connection.exec_driver_sql("CREATE UNIQUE INDEX moments ON things (at)")
+
+    class Read(Backfill):
+        name = "read"
+        table = "things"
+        key = "at" if where_it_is == "key" else "id"
+        where = "n IS NULL"
+        reads = ("at",)
+        writes = ("n",)
+
+        def transform(self, row: Any) -> Row:
+            return {"n": 1}
+
+    ran = run(engine, Read)
+    assert ran.outcome is Outcome.QUARANTINED, ran.result.text
+    listed = failures(engine, Read)
+    with engine.connect() as connection:
+        left = connection.exec_driver_sql("SELECT id FROM things WHERE n IS NULL ORDER BY id")
+        pending = [row[0] for row in left]
+    assert 1 in pending and 0 not in pending
+    assert len(listed) == len(pending)
 
 
 # Types, and a value that the driver refuses to read.

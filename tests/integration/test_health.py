@@ -21,14 +21,14 @@ from backfill.dialects.postgresql_wal import (
     Standbys,
     WalRate,
 )
-from backfill.pacing import Pace
-from backfill.probing import probe_of
-from backfill.readings import Unavailable, Unreadable
 from backfill.runner import Runner
 from backfill.runs import NewRun, Outcome
 from backfill.settings import resolve
+from backfill.speed.pacing import Pace
+from backfill.speed.probing import probe_of
+from backfill.speed.readings import Unavailable, Unreadable
+from backfill.speed.throttles import Activity
 from backfill.store import Store
-from backfill.throttles import Activity
 from tests.databases import PostgreSQL, Standby
 from tests.integration import support
 
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from backfill.dialects import Dialect
-    from backfill.readings import Reading, Signal
     from backfill.reporters import Event
+    from backfill.speed.readings import Reading, Signal
     from tests.databases import Database, Servers
 
 PATIENCE_SECONDS = 30.0
@@ -611,11 +611,19 @@ class Following:
         return {reading.stops for reading in readings if reading is not None}
 
 
+def has_all_of(standby: Standby, watch: Watch) -> bool:
+    with watch.engine.connect() as primary, standby.admin.connect() as follower:
+        written = primary.exec_driver_sql("SELECT pg_current_wal_lsn()::text").scalar_one()
+        replayed = f"SELECT pg_last_wal_replay_lsn() >= '{written}'::pg_lsn"
+        return bool(follower.exec_driver_sql(replayed).scalar_one())
+
+
 @pytest.mark.requires("standbys")
 def test_a_standby_that_lags_stops_the_run_until_it_has_caught_up(
     watch: Watch, standby: Standby
 ) -> None:
     table = watch.make_things(600)
+    until(lambda: has_all_of(standby, watch))  # what other tests have written, too
     following = watch.stack.enter_context(closing(Following(watch, standby)))
     assert following.stops(0.0) == {False}
     pause(standby)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,6 +18,7 @@ from backfill.completion import LOOKED_AT
 from backfill.dialects import dialect_for
 from backfill.runs import NewRun, Status
 from backfill.store import Store
+from tests.availability import give_up
 from tests.databases import DRIVERS, Unavailable
 from tests.integration.support import complete, count, make, run
 
@@ -165,8 +165,7 @@ def asynchronous(
         with servers.database(DRIVERS[request.param].database, tmp_path) as database:
             yield database.through(request.param)
     except Unavailable as error:
-        give_up = pytest.fail if os.environ.get("CI") else pytest.skip
-        give_up(f"{request.param}: {error}")
+        give_up(request.param, error)
 
 
 def test_asynchronous_ones(asynchronous: Database) -> None:

@@ -26,7 +26,6 @@ from tests.integration.neighbours import (
     errors_kept_from_the_run,
     wait_until,
 )
-from tests.integration.storm import storm
 from tests.integration.support import Recorder, complete, complete_in_parallel, read, run
 
 if TYPE_CHECKING:
@@ -458,25 +457,3 @@ def test_administrator_sees_which_run_it_is(
 
 def names_of_waiting(administrator: Administrator) -> set[str]:
     return {session.name for session in administrator.sessions() if session.is_waiting}
-
-
-# -- a storm ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.requires("row_locks")
-@pytest.mark.usefixtures("things")
-@pytest.mark.parametrize("way", [SetBased, Python, Custom])
-def test_application_wins_every_conflict_in_a_storm(engine: sa.Engine, way: type[Fill]) -> None:
-    """None of its transactions dies, and none waits for more than 50 ms. (On a machine that has
-    other work one in ten may, but never for as long as PostgreSQL lets a deadlock last, 1 s.)"""
-    runs, retries, waits = 0, 0, list[float]()
-    with storm(engine, KEYS, writers=3, seed=1) as writers:
-        while retries + len(waits) < 40:
-            runs += 1
-            again = type("Again", (way,), {"name": f"fill_{runs}", "where": None})
-            ran = complete(engine, again, chunk_size=CHUNK)
-            retries += len(ran.texts("retry"))
-            waits = [seconds for writer in writers for seconds in writer.waits]
-    assert [error for writer in writers for error in writer.errors] == []
-    assert len([seconds for seconds in waits if seconds > 0.05]) <= len(waits) // 10
-    assert max(waits, default=0) < 0.5

@@ -12,8 +12,8 @@ from backfill import Backfill
 from backfill.budget import Budget
 from backfill.dialects import dialect_for
 from backfill.errors import StateError
-from backfill.pacing import Delay, Done, Pace
 from backfill.runs import Outcome
+from backfill.speed.pacing import Delay, Done, Pace
 from backfill.store import Store
 from tests.integration.support import LIMITS, bound, complete, count, make, run, status
 

@@ -170,7 +170,7 @@ def test_triggers_write_what_the_walk_would(engine: sa.Engine, seed: int) -> Non
     assert len({row["full_name"] for row in model.rows.values()}) > 5
 
     # What is pending still is what no walk can fill; the walk finds nothing else to do.
-    ran = run(engine, FillNames, max_passes=1)
+    ran = run(engine, FillNames, max_passes=1, chunk_size=1000)
     without = sum(row["full_name"] is None for row in model.rows.values())
     assert set(ran.numbers("chunk", "changed")) == {without} != {0}
 

@@ -8,30 +8,14 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-import sqlalchemy as sa
-
-from backfill import keys, tables
 from backfill.runs import Status
+from tests.model.invariants import Invariant, require
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection
 
 STOPPED = (Status.PAUSED, Status.CANCELLED, Status.SUCCEEDED)
 OVER = (Status.CANCELLED, Status.SUCCEEDED)
-
-things = sa.Table(
-    "things",
-    sa.MetaData(),
-    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("n", sa.Integer, nullable=False),
-    sa.Column("done", sa.Integer),
-    sa.Column("bad", sa.Integer, nullable=False),
-    sa.CheckConstraint("bad = 0 OR done IS NULL", name="no_bad_rows"),
-)
-
-
-class Broken(AssertionError):
-    """An invariant does not hold; its name comes first."""
 
 
 @dataclass(frozen=True)
@@ -39,47 +23,26 @@ class Range:
     """A key range as it is committed."""
 
     run_id: int
-    pass_number: int
     lower: int
     upper: int
     cursor: int
     changed: int
+    token: str | None = None
+    owner: str | None = None
+    is_live: bool = False
+    """Whether its lease has yet to end, by the database's clock."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
     """All that is committed."""
 
-    statuses: dict[int, Status]
-    ranges: dict[int, Range]
-    failures: frozenset[tuple[int, int]]
+    statuses: dict[int, Status] = field(default_factory=dict)
+    ranges: dict[int, Range] = field(default_factory=dict)
+    failures: frozenset[tuple[int, int]] = frozenset()
     """Of a run, the key of a row."""
-    rows: dict[int, tuple[int, bool]]
+    rows: dict[int, tuple[int, bool]] = field(default_factory=dict)
     """`n`, and whether it is pending, by key."""
-
-    @classmethod
-    def of(cls, connection: sa.Connection) -> Snapshot:
-        runs = connection.execute(sa.select(tables.run.c.id, tables.run.c.status))
-        ranges = connection.execute(sa.select(tables.key_range))
-        failures = connection.execute(sa.select(tables.failure.c.run_id, tables.failure.c.key))
-        rows = connection.execute(sa.select(things.c.id, things.c.n, things.c.done))
-        return cls(
-            {id_: Status(status) for id_, status in runs},
-            {
-                r.id: Range(
-                    *(r.run_id, r.pass_number),
-                    *(_key(r.lower), _key(r.upper), _key(r.cursor), r.rows_changed),
-                )
-                for r in ranges
-            },
-            frozenset((run_id, _key(key)) for run_id, key in failures),
-            {id_: (n, done is None) for id_, n, done in rows},
-        )
-
-
-def _key(text: str) -> int:
-    values = keys.loads(text)
-    return values[0] if values else 0
 
 
 @dataclass
@@ -106,9 +69,12 @@ class Model:
     has_where: bool
     rows: dict[int, Row] = field(default_factory=dict)
     step: int = 0
-    seen: Snapshot = field(default_factory=lambda: Snapshot({}, {}, frozenset(), {}))
+    seen: Snapshot = field(default_factory=Snapshot)
     cuts: list[int] = field(default_factory=list)
     """The steps in which runners have cut the table for a new run."""
+    open_since: int | None = None
+    """The step in which the application began a transaction that is open."""
+    _began: dict[int, int] = field(default_factory=dict)
     _at_start: dict[int, set[int]] = field(default_factory=dict)
     _passed: dict[int, set[int]] = field(default_factory=dict)
     _changed: dict[int, int] = field(default_factory=dict)
@@ -124,32 +90,37 @@ class Model:
 
     def spoil(self, key: int) -> None:
         """Make it a row that the database refuses to let be done."""
-        row = self.rows[key]
-        row.is_bad = row.was_bad = True
-        row.is_pending, row.since = True, self.step
+        self.rows[key].is_bad = self.rows[key].was_bad = True
+        self.reopen(key)
 
     # -- what it sees ------------------------------------------------------------------------
 
     def observe(
-        self, now: Snapshot, proved: Iterable[int | None] = (), *, retries: bool = False
+        self,
+        now: Snapshot,
+        *,
+        proof_began: int | None = None,
+        retries: bool = False,
+        decides: bool = False,
     ) -> None:
-        """Compare what is committed with what may be. `proved`: when each proof began.
+        """Compare what is committed with what may be.
 
-        `retries`: quarantined rows were tried again since.
+        `proof_began`: the step in which whoever acted since began the last proof; `retries`:
+        quarantined rows were tried again since; `decides`: somebody paused, resumed or cancelled.
         """
         before, self.seen = self.seen, now
         for run_id in now.statuses.keys() - before.statuses.keys():
             self._begin(run_id, now)
         for range_id, found in now.ranges.items():
+            self._claim(before.ranges.get(range_id), found)
             self._move(before, before.ranges.get(range_id), found)
         self._quarantine(before, retries=retries)
         self._compare_rows()
         self._compare_counts()
         for run_id, status in now.statuses.items():
-            was = before.statuses.get(run_id)
-            require(was not in OVER or status is was, "over_is_over", f"{was} became {status}")
-            if status is Status.SUCCEEDED and was is not status:
-                self._succeed(run_id, proved)
+            self._change(run_id, before.statuses.get(run_id), status, decides=decides)
+            if status is Status.SUCCEEDED and before.statuses.get(run_id) is not status:
+                self._succeed(run_id, proof_began)
         self.step += 1
 
     def _begin(self, run_id: int, now: Snapshot) -> None:
@@ -157,22 +128,30 @@ class Model:
         self._changed[run_id] = 0
         bounds = sorted((r.lower, r.upper) for r in now.ranges.values() if r.run_id == run_id)
         upper = bounds[-1][1] if bounds else 0
-        cut = min(self.cuts, default=self.step)
+        cut = self._began[run_id] = min(self.cuts, default=self.step)
         missed = [key for key, row in self.rows.items() if key > upper and row.born < cut]
-        require(not missed, "ranges_cover_all", f"{bounds} without {missed}")
-        require(not bounds or bounds[0][0] == 0, "ranges_cover_all", str(bounds))
+        is_whole = not missed and (not bounds or bounds[0][0] == 0)
+        require(is_whole, Invariant.RANGES_COVER_ALL, f"{bounds} without {missed}")
         self._at_start[run_id] = {key for key in self.rows if key <= upper}
         self.cuts.clear()
         for (_, upper), (lower, _) in pairwise(bounds):
-            require(upper == lower, "ranges_are_disjoint", str(bounds))
+            require(upper == lower, Invariant.RANGES_ARE_DISJOINT, str(bounds))
+
+    def _claim(self, was: Range | None, now: Range) -> None:
+        if was is None or not was.is_live or was.token is None or now.token is None:
+            return
+        is_ours = was.owner == now.owner
+        require(is_ours, Invariant.LEASES_ARE_RESPECTED, f"{was.owner}'s range has {now.owner}")
 
     def _move(self, before: Snapshot, was: Range | None, now: Range) -> None:
         start = was.cursor if was is not None else now.lower
-        require(start <= now.cursor <= now.upper, "cursors_go_forward", f"{was} became {now}")
+        is_forward = start <= now.cursor <= now.upper
+        require(is_forward, Invariant.CURSORS_GO_FORWARD, f"{was} became {now}")
         if now.cursor == start:
             return
         status = before.statuses.get(now.run_id)
-        require(status not in STOPPED, "stopped_means_stopped", f"{was} became {now} when {status}")
+        is_on = status not in STOPPED
+        require(is_on, Invariant.STOPPED_MEANS_STOPPED, f"{was} became {now} when {status}")
         for key in sorted(k for k in self.rows if start < k <= now.cursor):
             self._passed[now.run_id].add(key)
             self._apply(before, now.run_id, key)
@@ -182,9 +161,9 @@ class Model:
         if (run_id, key) in before.failures or (self.has_where and not row.is_pending):
             return
         if (run_id, key) in self.seen.failures:
-            require(row.was_bad, "only_bad_rows_fail", f"row {key}")
+            require(row.was_bad, Invariant.ONLY_BAD_ROWS_FAIL, f"row {key}")
             return
-        require(not row.is_bad, "bad_rows_are_recorded", f"row {key}")
+        require(not row.is_bad, Invariant.BAD_ROWS_ARE_RECORDED, f"row {key}")
         self._applied(run_id, row)
 
     def _applied(self, run_id: int, row: Row) -> None:
@@ -194,46 +173,53 @@ class Model:
 
     def _quarantine(self, before: Snapshot, *, retries: bool) -> None:
         for run_id, key in before.failures - self.seen.failures:
-            require(retries, "failures_stay", f"row {key}")
+            require(retries, Invariant.FAILURES_STAY, f"row {key}")
             row = self.rows.get(key)
             if row is not None and (row.is_pending or not self.has_where):
                 self._applied(run_id, row)
         for _, key in self.seen.failures - before.failures:
             row = self.rows.get(key)
-            require(row is None or row.was_bad, "only_bad_rows_fail", f"row {key}")
+            is_bad = row is None or row.was_bad
+            require(is_bad, Invariant.ONLY_BAD_ROWS_FAIL, f"row {key}")
 
     def _compare_rows(self) -> None:
-        require(self.seen.rows.keys() == self.rows.keys(), "no_row_is_made_or_lost", "")
+        is_same = self.seen.rows.keys() == self.rows.keys()
+        require(is_same, Invariant.NO_ROW_IS_MADE_OR_LOST, str(self.seen.rows.keys()))
         for key, row in self.rows.items():
             n, is_pending = self.seen.rows[key]
             require(
                 n == row.written + row.applied,
-                "exactly_once",
+                Invariant.EXACTLY_ONCE,
                 f"row {key} is {n}: the application's {row.written}, ours {row.applied}",
             )
-            require(is_pending == row.is_pending, "written_together", f"row {key}")
+            require(is_pending == row.is_pending, Invariant.WRITTEN_TOGETHER, f"row {key}")
 
     def _compare_counts(self) -> None:
         for run_id, changed in self._changed.items():
             counted = sum(r.changed for r in self.seen.ranges.values() if r.run_id == run_id)
-            require(counted == changed, "counts_are_exact", f"{counted} counted, {changed} made")
+            is_exact = counted == changed
+            require(is_exact, Invariant.COUNTS_ARE_EXACT, f"{counted} counted, {changed} made")
 
-    def _succeed(self, run_id: int, proved: Iterable[int | None]) -> None:
-        require(
-            not any(run == run_id for run, _ in self.seen.failures), "nothing_hidden", "failures"
-        )
-        if self.has_where:
-            proof = max((step for step in proved if step is not None), default=-1)
-            left = [k for k, row in self.rows.items() if row.is_pending and row.since < proof]
-        else:
+    def _change(self, run_id: int, was: Status | None, now: Status, *, decides: bool) -> None:
+        change = f"{was} became {now} in run {run_id}"
+        require(was not in OVER or now is was, Invariant.OVER_IS_OVER, change)
+        is_stopped = was is not Status.PAUSED or now is was or decides
+        require(is_stopped, Invariant.STOPPED_MEANS_STOPPED, change)
+
+    def _succeed(self, run_id: int, proof_began: int | None) -> None:
+        is_hiding = any(run == run_id for run, _ in self.seen.failures)
+        require(not is_hiding, Invariant.NOTHING_HIDDEN, "rows are in quarantine")
+        if not self.has_where:
             left = sorted(self._at_start[run_id] & self.rows.keys() - self._passed[run_id])
-        require(not left, "finished_means_proved", f"rows {left}")
+            require(not left, Invariant.FINISHED_MEANS_PROVED, f"rows {left} were never passed")
+            return
+        proof = -1 if proof_began is None else proof_began
+        is_own = proof >= self._began[run_id]
+        require(is_own, Invariant.FINISHED_MEANS_PROVED, f"no proof since run {run_id} began")
+        left = [k for k, row in self.rows.items() if row.is_pending and row.since < proof]
+        require(not left, Invariant.FINISHED_MEANS_PROVED, f"rows {left} are pending")
+        is_late = self.open_since is not None and self.open_since < self._began[run_id]
+        require(not is_late, Invariant.LATE_COMMITS_ARE_AWAITED, "an older transaction is open")
 
     def pending(self) -> Collection[int]:
         return [key for key, row in self.rows.items() if row.is_pending]
-
-
-def require(holds: bool, name: str, details: str) -> None:
-    """Raise Broken unless it holds."""
-    if not holds:
-        raise Broken(f"{name}: {details}")

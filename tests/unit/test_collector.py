@@ -5,21 +5,24 @@ from __future__ import annotations
 from contextlib import contextmanager
 from threading import Event as Flag
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 import sqlalchemy as sa
 
-from backfill.collector import Collector
+from backfill import Backfill
 from backfill.dialects import ErrorKind, dialect_for
-from backfill.readings import Budget, Reading, Unavailable, Unreadable
-from backfill.throttles import Throttle
+from backfill.settings import Settings
+from backfill.speed.collector import Collector, throttled
+from backfill.speed.readings import Budget, Reading, Unavailable, Unreadable
+from backfill.speed.throttles import Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from backfill.dialects import Dialect, Limits
-    from backfill.readings import Reader, Signal
+    from backfill.speed.readings import Reader, Signal
 
 FREE = Reading(0.0, 1.0, 2.0, "free")
 
@@ -214,12 +217,12 @@ def test_its_thread_ends_when_it_is_told_to() -> None:
             return FREE
 
     signals: Sequence[Signal] = [Telling(every=0.01)]
-    watched = Collector(
-        dialect_for(sa.create_engine("sqlite://")), signals, Throttle(signals), print
-    )
+    throttle = Throttle(signals)
+    throttle.has_begun.clear()
+    watched = Collector(dialect_for(sa.create_engine("sqlite://")), signals, throttle, print)
     thread = Thread(target=watched.run)
     thread.start()
-    assert watched.has_begun.wait(10)
+    assert throttle.has_begun.wait(10)
     asked.clear()
     assert asked.wait(10)  # again and again
     watched.end()
@@ -230,9 +233,24 @@ def test_its_thread_ends_when_it_is_told_to() -> None:
 def test_its_thread_ends_when_nothing_is_left_to_watch() -> None:
     signals = [Scripted(Unavailable())]
     said: list[str] = []
-    watched = Collector(
-        dialect_for(sa.create_engine("sqlite://")), signals, Throttle(signals), said.append
-    )
+    throttle = Throttle(signals)
+    throttle.has_begun.clear()
+    watched = Collector(dialect_for(sa.create_engine("sqlite://")), signals, throttle, said.append)
     watched.run()
-    assert watched.has_begun.is_set()
+    assert throttle.has_begun.is_set()
     assert len(said) == 1
+
+
+def test_where_nothing_is_watched_nothing_is_waited_for() -> None:
+    class CountUp(Backfill):
+        table = "things"
+        values: ClassVar = {"n": "n + 1"}
+
+    target = SimpleNamespace(
+        declaration=CountUp,
+        dialect=dialect_for(sa.create_engine("sqlite://")),
+        table=sa.Table("things", sa.MetaData()),
+    )
+    run = SimpleNamespace(name="count_up")
+    with throttled(target, None, run, Settings(), print) as throttle:  # type: ignore[arg-type]
+        assert throttle.has_begun.is_set()

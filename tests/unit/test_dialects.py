@@ -14,6 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from backfill.dialects import Dialect, ErrorKind, Limits, dialect_for
+from backfill.dialects.columns import decided
 from backfill.dialects.mysql import MariaDB, MySQL
 from backfill.dialects.postgresql import PostgreSQL
 from backfill.dialects.sqlite import SQLite
@@ -48,6 +49,27 @@ def dialect(name: str) -> Dialect:
     psycopg2: Any = SimpleNamespace(Error=Psycopg2Error, DataError=unsendable)
     engine.dialect.dbapi = psycopg2
     return dialect_for(engine)
+
+
+@pytest.mark.parametrize(
+    ("shown", "wanted"),
+    [
+        ("`a` int(11) DEFAULT NULL", "`a` int(11) NOT NULL"),
+        ("`a` text NOT NULL COMMENT 'a NULL, it''s'", "`a` text COMMENT 'a NULL, it''s' NOT NULL"),
+        ("`a` int(11) NULL CHECK (`a` > 0)", "`a` int(11) NOT NULL CHECK (`a` > 0)"),
+        (
+            "`a` text DEFAULT ' CHECK (' CHECK (`a` is not NULL)",
+            "`a` text DEFAULT ' CHECK (' NOT NULL CHECK (`a` is not NULL)",
+        ),
+        (
+            "`a` longtext CHARACTER SET utf8mb4 COLLATE utf8mb4_bin DEFAULT NULL COMMENT 'x'"
+            " CHECK (json_valid(`a`))",
+            "`a` json COMMENT 'x' NOT NULL",
+        ),
+    ],
+)
+def test_column_of_mariadb_becomes_not_null(shown: str, wanted: str) -> None:
+    assert decided(shown, "NOT NULL") == wanted
 
 
 @pytest.mark.parametrize(
@@ -227,7 +249,7 @@ IN_MYSQL: dict[ErrorKind, list[Any]] = {
     ErrorKind.LOCKED: [1205, 3572],
     ErrorKind.TOO_SLOW: [3024, 1969, 1317],
     ErrorKind.SESSION_LOST: [2006, 2013, 2055, 1053, 1927, 4031, 0],
-    ErrorKind.NOT_READY: [1040, 1203, 1226, 2002, 2003, 1047],
+    ErrorKind.NOT_READY: [1040, 1203, 1226, 2002, 2003, 2005, 1047],
     ErrorKind.READ_ONLY: [1290, 1836, 1792],
     ErrorKind.OUT_OF_SPACE: [1021, 1114, 1041],
     ErrorKind.DATA: [1062, 1048, 1264, 1292, 1366, 1406, 1451, 1452, 3819, 4025, 1644, 1242, 1586],
@@ -243,7 +265,8 @@ IN_SQLITE: dict[ErrorKind, list[Any]] = {
     ErrorKind.LOCKED: [5, 261, 6, 262, 15],
     ErrorKind.TOO_SLOW: [9],
     ErrorKind.NOT_READY: [14],
-    ErrorKind.READ_ONLY: [8, 1032],
+    ErrorKind.SESSION_LOST: [1032],
+    ErrorKind.UNWRITABLE: [8, 264, 1544],
     ErrorKind.OUT_OF_SPACE: [7, 10, 778, 13],
     ErrorKind.DATA: [19, 275, 787, 1299, 1811, 2067, 20, 18],
     ErrorKind.RIGHTS: [3, 23],
@@ -316,7 +339,7 @@ def test_cached_plan_is_tried_again_and_no_other_lack_of_a_feature() -> None:
         ("database is locked", ErrorKind.LOCKED),
         ("database table is locked", ErrorKind.LOCKED),
         ("interrupted", ErrorKind.TOO_SLOW),
-        ("attempt to write a readonly database", ErrorKind.READ_ONLY),
+        ("attempt to write a readonly database", ErrorKind.UNWRITABLE),
         ("database or disk is full", ErrorKind.OUT_OF_SPACE),
         ("unable to open database file", ErrorKind.NOT_READY),
         ("database disk image is malformed", ErrorKind.DAMAGE),

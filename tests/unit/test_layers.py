@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 PACKAGE = Path(backfill.__path__[0])
 
 # Top to bottom: a module imports from the layers below its own only. `dialects` and `writers`
-# are one name each; inside them, and between any two modules, there is no cycle.
+# are one name each, the modules of `speed` stand by their own names; inside packages, and
+# between any two modules, there is no cycle.
 LAYERS = [
     {"__init__", "__main__"},
     {"flask"},
@@ -35,7 +36,7 @@ LAYERS = [
     {"threads"},
     {"workers"},
     {"holding", "sessions"},
-    {"budget", "pacing", "collector"},
+    {"budget", "speed.pacing", "speed.collector"},
     {"planner", "overview", "scaffold", "inline", "downgrades"},
     {"aftercare", "sync"},
     {
@@ -44,13 +45,14 @@ LAYERS = [
             "project",
             "discovery",
             "ranges",
-            "sizing",
-            "loggate",
+            "speed.sizing",
+            "sweeps",
+            "speed.loggate",
             "retries",
             "reporters",
             "writers",
         ),
-        *("signals", "probing"),
+        *("speed.signals", "speed.probing"),
     },
     {"configuration"},
     {"application"},
@@ -60,8 +62,8 @@ LAYERS = [
     {"declaration", "pages"},
     {"keys", "runs", "tables", "dialects", "owners", "statements"},
     {"settings"},
-    {"errors", "kinds", "throttles"},
-    {"windows", "steering", "widths", "readings", "placement"},
+    {"errors", "kinds", "speed.throttles"},
+    {"speed.windows", "speed.steering", "speed.widths", "speed.readings", "placement", "speed"},
 ]
 
 SINGLE_OWNERS = {
@@ -113,7 +115,9 @@ def name_of(path: Path) -> str:
 
 
 def layer_name(module: str) -> str:
-    return module.partition(".")[0]
+    """A module's own name where that is in the layers, else its package's."""
+    known = any(module in layer for layer in LAYERS)
+    return module if known else module.partition(".")[0]
 
 
 def nodes_at_run_time(node: ast.AST) -> Iterator[ast.AST]:

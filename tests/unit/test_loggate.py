@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from backfill.dialects import LogFill
-from backfill.loggate import LogGate
+from backfill.speed.loggate import LogGate
 
 MOST = 80e6
 

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from backfill.errors import ConfigurationError, LeaseLost
-from backfill.pacing import Delay, Done, Pace, Rate, gist
 from backfill.runs import Status, Terms
 from backfill.settings import Settings, resolve
-from backfill.throttles import Verdict
+from backfill.speed.pacing import Delay, Done, Pace, Rate, gist
+from backfill.speed.throttles import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from backfill.reporters import Event
     from backfill.runs import Run
+    from backfill.speed.throttles import Throttle
     from backfill.store import Store
-    from backfill.throttles import Throttle
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=timezone.utc)
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from backfill.probing import PROBE_SECONDS, Comparison, judged
-from backfill.steering import BUSY, FREE, LOWEST, Steering
+from backfill.speed.probing import PROBE_SECONDS, Comparison, judged
+from backfill.speed.steering import BUSY, FREE, LOWEST, Steering
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -128,6 +128,17 @@ def test_unknown_commit_is_doubted() -> None:
     assert policy is not None and policy.doubt
 
 
+@pytest.mark.parametrize("kind", ErrorKind)
+def test_commit_for_which_there_is_no_room_is_not_tried_again(kind: ErrorKind) -> None:
+    """Each try would write more; all else that comes out of a COMMIT is looked into."""
+    error = CommitUnknown("no answer")
+    error.__cause__ = Trouble(kind)
+    ends = kind in (ErrorKind.OUT_OF_SPACE, ErrorKind.DAMAGE)
+    assert (policy_for(error, kind_of) is None) == ends
+    expected = Status.FAILED if kind is ErrorKind.DAMAGE else Status.PAUSED
+    assert status_after(error, kind_of) is expected
+
+
 def test_rows_that_keep_changing_are_a_conflict() -> None:
     assert policy_for(RowsKeptChanging("busy"), kind_of) is POLICIES[ErrorKind.CONFLICT]
 

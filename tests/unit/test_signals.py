@@ -14,14 +14,14 @@ import sqlalchemy as sa
 from backfill import Backfill
 from backfill.dialects import SIGNAL_LIMITS, dialect_for
 from backfill.settings import resolve
-from backfill.signals import FlagFile, Method, Query, WebAddress, of_user
+from backfill.speed.signals import FlagFile, Method, Query, WebAddress, of_user
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from backfill.dialects import Dialect
-    from backfill.readings import Reader, Reading
+    from backfill.speed.readings import Reader, Reading
 
 
 class Plain(Backfill):

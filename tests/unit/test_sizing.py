@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backfill.sizing import CEILING, Sizer
-from backfill.widths import row_bytes
+from backfill.speed.sizing import CEILING, Sizer
+from backfill.speed.widths import row_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backfill.steering import AGAIN, BUSY, FREE, LOWEST, Steering
+from backfill.speed.steering import AGAIN, BUSY, FREE, LOWEST, Steering
 
 if TYPE_CHECKING:
     from collections.abc import Callable

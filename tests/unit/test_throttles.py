@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from backfill.readings import Budget, Gradual, Reading, Unavailable, shown, worst
-from backfill.throttles import FREE, STALE_SECONDS, Activity, Throttle, Verdict
+from backfill.speed.readings import Budget, Gradual, Reading, Unavailable, shown, worst
+from backfill.speed.throttles import FREE, STALE_SECONDS, Activity, Throttle, Verdict
 
 if TYPE_CHECKING:
-    from backfill.readings import Reader
+    from backfill.speed.readings import Reader
 
 LIMIT = 10.0
 

@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from backfill.windows import Window
+from backfill.speed.windows import Window
 
 BERLIN = ZoneInfo("Europe/Berlin")
 
