@@ -481,7 +481,7 @@ class Standby(PostgreSQL):
         )
 
     def command(self) -> list[str]:
-        return [*super().command(), "--archive_mode=on"]
+        return [*super().command(), "--archive_mode=on", "--wal_receiver_status_interval=1s"]
 
     def create_user(self) -> None:
         """It has the primary's."""

@@ -151,6 +151,8 @@ class MySQL(Dialect):
         try:
             connection.exec_driver_sql(_MARK)
         except sa.exc.DBAPIError as error:  # some clusters refuse such locks
+            if error.connection_invalidated:
+                raise
             logger.debug("session not marked: %s", self.error_code(error))
 
     def _session(self, limits: Limits) -> dict[str, int | float | str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
+import time
 from typing import TYPE_CHECKING, Any
 
 import alembic.command
@@ -26,6 +28,7 @@ from tests.acceptance.counting import (
     wait_until,
 )
 from tests.databases import DRIVERS, Unavailable, free_port, kill
+from tests.integration import support
 from tests.projects import AlembicProject
 
 if TYPE_CHECKING:
@@ -314,6 +317,27 @@ def error_of(engine: sa.Engine, sql: str) -> sa.exc.DBAPIError:
         for statement in sql.split("; ") if sql.startswith("SET ") else [sql]:
             connection.exec_driver_sql(statement)
     return caught.value
+
+
+@pytest.mark.parametrize("database", SYNCHRONOUS, indirect=True)
+def test_session_that_is_lost_while_it_begins(database: Database, engine: sa.Engine) -> None:
+    """Before each of its first statements: a loss, which is tried again, and nothing else."""
+    dialect = dialect_for(engine)
+    left = itertools.count()
+
+    def lose(*_: object) -> None:
+        if next(left) == 0:
+            cut(database)
+            time.sleep(0.05)  # until the server has done so
+
+    sa.event.listen(engine, "before_cursor_execute", lose)
+    left = itertools.count(1)
+    dialect.open(support.LIMITS).close()
+    for number in range(1, next(left)):
+        left = itertools.count(1 - number)
+        with pytest.raises(sa.exc.DBAPIError) as caught:
+            dialect.open(support.LIMITS).close()
+        assert dialect.error_kind(caught.value) is ErrorKind.SESSION_LOST, number
 
 
 @pytest.mark.parametrize("database", SYNCHRONOUS, indirect=True)

@@ -611,11 +611,11 @@ class Following:
         return {reading.stops for reading in readings if reading is not None}
 
 
-def has_all_of(standby: Standby, watch: Watch) -> bool:
-    with watch.engine.connect() as primary, standby.admin.connect() as follower:
-        written = primary.exec_driver_sql("SELECT pg_current_wal_lsn()::text").scalar_one()
-        replayed = f"SELECT pg_last_wal_replay_lsn() >= '{written}'::pg_lsn"
-        return bool(follower.exec_driver_sql(replayed).scalar_one())
+def is_level(standby: Standby) -> bool:
+    """Whether it has replayed all there is, and its primary knows it."""
+    told = "SELECT bool_and(replay_lsn >= pg_current_wal_lsn()) FROM pg_stat_replication"
+    with standby.primary.admin.connect() as connection:
+        return bool(connection.exec_driver_sql(told).scalar_one())
 
 
 @pytest.mark.requires("standbys")
@@ -623,7 +623,7 @@ def test_a_standby_that_lags_stops_the_run_until_it_has_caught_up(
     watch: Watch, standby: Standby
 ) -> None:
     table = watch.make_things(600)
-    until(lambda: has_all_of(standby, watch))  # what other tests have written, too
+    until(lambda: is_level(standby))  # what other tests have written, too
     following = watch.stack.enter_context(closing(Following(watch, standby)))
     assert following.stops(0.0) == {False}
     pause(standby)
