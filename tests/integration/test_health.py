@@ -611,11 +611,25 @@ class Following:
         return {reading.stops for reading in readings if reading is not None}
 
 
-def is_level(standby: Standby) -> bool:
-    """Whether it has replayed all there is, and its primary knows it."""
-    told = "SELECT bool_and(replay_lsn >= pg_current_wal_lsn()) FROM pg_stat_replication"
+def follow_from_level(watch: Watch, standby: Standby) -> Following:
+    """Signals that have found the standby level once: autovacuum may write at any moment."""
+    while True:
+        until(lambda: level(standby) is not None)
+        before, following = level(standby), Following(watch, standby)
+        assert following.stops(0.0) == {False}
+        if before is not None and before == level(standby):
+            return following
+        following.close()
+
+
+def level(standby: Standby) -> str | None:
+    """How far all is written and replayed, as its primary knows; None: it has more to replay."""
+    told = """
+        SELECT CAST(max(replay_lsn) AS text) FROM pg_stat_replication
+        HAVING bool_and(replay_lsn >= pg_current_wal_lsn())"""
     with standby.primary.admin.connect() as connection:
-        return bool(connection.exec_driver_sql(told).scalar_one())
+        found: str | None = connection.exec_driver_sql(told).scalar()
+        return found
 
 
 @pytest.mark.requires("standbys")
@@ -623,9 +637,7 @@ def test_a_standby_that_lags_stops_the_run_until_it_has_caught_up(
     watch: Watch, standby: Standby
 ) -> None:
     table = watch.make_things(600)
-    until(lambda: is_level(standby))  # what other tests have written, too
-    following = watch.stack.enter_context(closing(Following(watch, standby)))
-    assert following.stops(0.0) == {False}
+    following = watch.stack.enter_context(closing(follow_from_level(watch, standby)))
     pause(standby)
     watch.execute("UPDATE things SET n = 0")
     assert following.stops(5.0) == {False}
