@@ -86,7 +86,7 @@ class Runner:
         self.trail = Trail()
         self._sweeps = Sweeps(target)
         label, by_index = label_of(self.name), not target.key.is_single
-        self.limits = Limits.of(settings, label, by_index=by_index)
+        self.limits = Limits.of(settings, label, by_index=by_index, awaits_disk=False)
         self._care = AfterCare(target, self.limits, settings, report, budget.stop.wait)
 
     def run(self, *, accept_change: bool = False, again: bool = False) -> Result:

@@ -87,12 +87,18 @@ class Limits:
     label: str = "backfill"
     by_index: bool = False
     """Tables are read by an index wherever one will do, whatever the planner expects."""
+    awaits_disk: bool = True
+    """COMMIT returns when a crash can take nothing back. A chunk need not wait for that: rows and
+    cursor are lost together, and done again (`synchronous_commit` in PostgreSQL's manual, 28.4).
+    """
 
     @classmethod
-    def of(cls, settings: Settings, label: str, *, by_index: bool) -> Limits:
+    def of(
+        cls, settings: Settings, label: str, *, by_index: bool, awaits_disk: bool = True
+    ) -> Limits:
         """Return the limits of a backfill's chunks."""
         timeouts = (settings.lock_timeout, settings.statement_timeout, settings.idle_timeout)
-        return cls(*timeouts, label, by_index)
+        return cls(*timeouts, label, by_index, awaits_disk)
 
     @property
     def silence(self) -> float:

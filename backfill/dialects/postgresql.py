@@ -136,6 +136,7 @@ class PostgreSQL(Dialect):
                 "idle": _milliseconds(limits.idle_timeout),
                 "label": limits.label,
                 "pooled": not is_direct(connection),
+                "awaits_disk": limits.awaits_disk,
             },
         )
 
@@ -404,12 +405,25 @@ def _set_local(
     return sa.func.set_config(name, sa.bindparam(parameter, type_=sa.Text()), is_local)
 
 
+# Where there are synchronous standbys, COMMIT waits for them as it was told to: the application's
+# do, and would stand behind all that we had written before.
+_SYNCHRONOUS_COMMIT = sa.case(
+    (
+        sa.or_(
+            sa.bindparam("awaits_disk", type_=sa.Boolean()),
+            sa.func.current_setting("synchronous_standby_names") != "",
+        ),
+        sa.func.current_setting("synchronous_commit"),
+    ),
+    else_="off",
+)
 _SET_LOCAL = sa.select(
     _set_local("lock_timeout", "lock"),
     _set_local("statement_timeout", "statement"),
     _set_local("idle_in_transaction_session_timeout", "idle"),
     _set_local("application_name", "label", sa.bindparam("pooled", type_=sa.Boolean())),
     _set_local(LABEL, "label"),  # the same in full length, for the triggers of `sync`
+    sa.func.set_config("synchronous_commit", _SYNCHRONOUS_COMMIT, _TRUE),
 )
 # The planner judges row values by their first column alone: where one value of it holds most of
 # the table, it would scan all of it for each chunk.

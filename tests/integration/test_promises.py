@@ -25,6 +25,8 @@ from tests.integration.support import LIMITS, bound, complete, run
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from tests.databases import Database, Server, Servers
+
 CANARY = 4711_0815
 
 metadata = sa.MetaData()
@@ -285,3 +287,66 @@ def test_application_gets_its_turn(engine: sa.Engine) -> None:
         writer.join()
     assert waits
     assert max(waits) < 4, "the driver's default patience is 5 s"
+
+
+class Commits:
+    """What each transaction that wrote was, and whether its COMMIT waited for the disk."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self.seen = set[tuple[str, str]]()
+        sa.event.listen(engine, "commit", self.look)
+
+    def look(self, connection: sa.Connection) -> None:
+        question = (
+            "SELECT current_setting('backfill.label'), current_setting('synchronous_commit'),"
+            " pg_current_xact_id_if_assigned() IS NOT NULL"
+        )
+        with connection.connection.cursor() as cursor:
+            cursor.execute(question)
+            label, waiting, writes = cursor.fetchone() or ("", "", False)
+        if writes:
+            self.seen.add((label, waiting))
+
+
+@pytest.mark.requires("standbys")
+def test_only_what_is_done_again_may_be_lost_in_a_crash(
+    database: Database, engine: sa.Engine
+) -> None:
+    """Chunks do not wait for the disk; what was decided, and that all is done, does."""
+    put(engine, *((i, 0, None) for i in range(30)))
+    name = sa.make_url(database.url).database
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"ALTER DATABASE {name} SET synchronous_commit = on")
+    commits = Commits(engine)
+    complete(engine, CountUp)
+    assert commits.seen == {("backfill: count_up", "off"), ("backfill: state", "on")}
+
+
+@pytest.mark.requires("standbys")
+def test_synchronous_standbys_are_waited_for_as_everybody_does(
+    database: Database, servers: Servers
+) -> None:
+    """Whoever committed next would have to wait for all that we had not waited for."""
+    server = servers.mortal(database.name)
+    with server.database() as lone:
+        engine = lone.engine()
+        metadata.create_all(engine)
+        put(engine, *((i, 0, None) for i in range(30)))
+        server.execute("ALTER ROLE app SET synchronous_commit = local")
+        try:
+            have_standbys(server, "elsewhere")
+            commits = Commits(engine)
+            complete(engine, CountUp)
+        finally:
+            have_standbys(server, "")
+            server.execute("ALTER ROLE app RESET synchronous_commit")
+    assert {waiting for _, waiting in commits.seen} == {"local"}
+
+
+def have_standbys(server: Server, names: str) -> None:
+    """Let every COMMIT of a server wait for these."""
+    server.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{names}'")
+    server.execute("SELECT pg_reload_conf()")
+    with server.admin.connect() as connection:
+        while connection.exec_driver_sql("SHOW synchronous_standby_names").scalar_one() != names:
+            time.sleep(0.01)
