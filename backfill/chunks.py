@@ -1,8 +1,9 @@
 """Chunks, and the walk that cuts a key range into them.
 
 A chunk is bounded twice: by the rows it may write (`size`) and by the rows that any one
-statement may scan (`stride`). Bounds are keys that the database gave, never arithmetic, so
-the cost of a chunk depends neither on how far the walk is nor on how sparse the keys are.
+statement may scan (`stride`). Bounds are keys that the database gave, so the cost of a chunk
+depends neither on how far the walk is nor on how sparse the keys are. Only where integers have
+hardly a gap they are arithmetic: between two numbers are no more rows than numbers.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ MOST_SCATTERED = 900
 """Keys that one statement looks up; older SQLite binds 999 values at most (sqlite.org/limits)."""
 _FEW = 4
 """Fewer pending rows than one in so many are sparse."""
+_DENSE = 0.95
+"""Rows for each number from which on integers have hardly a gap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,8 @@ class Chunk:
     """The pending rows, where they were read to find the bounds."""
     strides: tuple[tuple[KeyValues, int], ...] = ()
     """Each stride's last key and its rows, where there were several."""
+    is_counted: bool = True
+    """False: `scanned` is the most that it can be."""
 
     @property
     def is_sparse(self) -> bool:
@@ -142,6 +147,8 @@ class Walk:
         self._table = target.table
         self._clock = clock
         self._stride = 0
+        self._counts_up = target.key.is_integer and not (target.computes or target.is_custom)
+        self._is_dense = False
         self.pending = pending_condition(target, quarantined)
         self._reads = target.computes
         self._always_looks = target.computes or target.is_custom
@@ -171,17 +178,33 @@ class Walk:
         if self.pending is None:
             return self._next_of_all(connection, after, upper, size)
         if not self._always_looks and self._stride <= size:
-            return Chunk(after, *self.bounded(connection, after, upper, size))
+            return self._next_whole(connection, after, upper, size)
         return self._next_pending(connection, after, upper, size, seconds)
 
     def _next_of_all(
         self, connection: sa.Connection, after: KeyValues, upper: KeyValues, size: int
     ) -> Chunk:
         if not self._reads:
-            return Chunk(after, *self.bounded(connection, after, upper, size))
+            return self._next_whole(connection, after, upper, size)
         page = self.page(connection, after, upper, size)
         is_last = len(page) < size or page.key(-1) == upper
         return Chunk(after, upper if is_last else page.key(-1), len(page), is_last, page)
+
+    def _next_whole(
+        self, connection: sa.Connection, after: KeyValues, upper: KeyValues, size: int
+    ) -> Chunk:
+        """Return the next `size` rows, pending or not."""
+        if self._is_dense and after and after[0] + size < upper[0]:
+            return Chunk(after, (after[0] + size,), size, is_last=False, is_counted=False)
+        return Chunk(after, *self.bounded(connection, after, upper, size))
+
+    def counted(self, connection: sa.Connection, chunk: Chunk, changed: int) -> Chunk:
+        """Return the chunk with its rows counted, of which so many were just changed."""
+        if chunk.is_counted:
+            return chunk
+        is_all = self.pending is None or changed == chunk.scanned
+        rows = changed if is_all else self._counted(connection, chunk.after, chunk.upto)
+        return replace(chunk, scanned=rows, is_counted=True)
 
     def _next_pending(
         self,
@@ -221,6 +244,8 @@ class Walk:
 
     def learn(self, chunk: Chunk, changed: int) -> None:
         """Lengthen the stride after a chunk in which little was to do."""
+        if self._counts_up and chunk.after:
+            self._is_dense = chunk.scanned > _DENSE * (chunk.upto[0] - chunk.after[0])
         if chunk.page is None and self.pending is not None:
             self._learn(changed, chunk.scanned)
 
@@ -245,7 +270,8 @@ class Walk:
     def whole_page(self, connection: sa.Connection, chunk: Chunk) -> Chunk:
         """Return the chunk with all its pending rows read."""
         statement, parameters = self._whole.between(chunk.after, chunk.upto)
-        return replace(chunk, page=self._reader.fetch(connection.execute(statement, parameters)))
+        page = self._reader.fetch(connection.execute(statement, parameters))
+        return self.counted(connection, replace(chunk, page=page), len(page))
 
     def locked(self, connection: sa.Connection, chunk: Chunk) -> Page:
         """Read a chunk's pending rows again, under locks that are refused rather than awaited."""

@@ -166,7 +166,7 @@ def _walk(connection: sa.Connection, target: Target, stretch: Stretch, how: Sett
         if written.failures:
             failure = written.failures[0]
             raise RunFailed(f"row {list(failure.key)} cannot be written: {failure.error}")
-        walk.learn(chunk, written.changed)
+        walk.learn(walk.counted(connection, chunk, written.changed), written.changed)
         after, changed = chunk.upto, changed + written.changed
     return changed
 

@@ -106,6 +106,11 @@ class Key:
         """Whether it is one column."""
         return len(self.columns) == 1
 
+    @property
+    def is_integer(self) -> bool:
+        """Whether it is one column of whole numbers."""
+        return self.is_single and isinstance(self.columns[0].type, sa.Integer)
+
     def one_of(self, name: str) -> sa.ColumnElement[bool]:
         """Return the condition that a single key is in a list, bound under this name."""
         return self.columns[0].in_(sa.bindparam(name, type_=self.types[0], expanding=True))

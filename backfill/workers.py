@@ -327,7 +327,7 @@ class Worker:
             with self.session.transaction() as connection:
                 chunk = self._cut(connection, size)
                 done = self._write_and_checkpoint(connection, chunk)
-            return self._after_commit(chunk, *done)
+            return self._after_commit(*done)
         except Exception as found:
             error = found if chunk is None else self._judged(chunk, found)
             if not self._is_about_a_row(error) or (chunk is None and not self.writer.computes):
@@ -366,17 +366,18 @@ class Worker:
                 done = self._write_and_checkpoint(connection, chunk)
         finally:
             self._show_stack()  # not before: whoever reads it may keep us waiting, with all locks
-        return self._after_commit(chunk, *done)
+        return self._after_commit(*done)
 
     def _write_and_checkpoint(
         self, connection: sa.Connection, chunk: Chunk
-    ) -> tuple[Written, Lease, float]:
+    ) -> tuple[Chunk, Written, Lease, float]:
         """The promise itself: in one transaction the chunk's rows, and last the guarded cursor."""
         started = self.clock()
         written = self.writer.write(connection, chunk)
         if written.failures:
             self._check_failures(written.failures)
-        return written, self._checkpoint(connection, chunk, written), started
+        chunk = self.walk.counted(connection, chunk, written.changed)
+        return chunk, written, self._checkpoint(connection, chunk, written), started
 
     def _checkpoint(self, connection: sa.Connection, chunk: Chunk, written: Written) -> Lease:
         self._rate.count(chunk.scanned)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from backfill.trail import Stretch
 from tests.integration.support import make
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from backfill.keys import KeyValues
 
@@ -34,7 +35,7 @@ examples = settings(
     max_examples=25, deadline=None, derandomize=True, database=None, phases=[Phase.generate]
 )
 
-Keys = list[tuple[int, int]]
+Keys = Sequence[tuple[int, ...]]
 
 NUMBERS = st.integers(-300, 300).map(lambda i: (i, 0))
 PAIRS = st.tuples(st.integers(-2, 2), st.integers(-30, 30))
@@ -104,7 +105,10 @@ every_way = pytest.mark.parametrize("way", [SetBased, Python, SetBasedOnAll, Pyt
 def holding(engine: sa.Engine, table: sa.Table, keys: Keys, pending: Keys) -> Iterator[Any]:
     """A transaction in which the table has these rows; undone at the end."""
     waiting = set(pending)
-    rows = [{"a": a, "b": b, "n": None if (a, b) in waiting else 0} for a, b in keys]
+    names = table.primary_key.columns.keys()
+    rows = [
+        {**dict(zip(names, key, strict=True)), "n": None if key in waiting else 0} for key in keys
+    ]
     with engine.connect() as connection:
         if rows:
             connection.execute(table.insert(), rows)
@@ -128,8 +132,10 @@ def walked(
             return found
         assert len(found) <= 1000, "it does not end"
         chunk = walk.next(connection, after, upper, size, MANY_SECONDS)
+        changed = len(within(pending, chunk.after, chunk.upto))
+        chunk = walk.counted(connection, chunk, changed)
         found.append((size, chunk))
-        walk.learn(chunk, len(within(pending, chunk.after, chunk.upto)))
+        walk.learn(chunk, changed)
         assert chunk.is_last == (chunk.upto == upper)
         after = chunk.upto
     raise AssertionError  # pragma: no cover - cycle() does not end
@@ -200,6 +206,62 @@ def test_chunks_cover_every_row_once(
         assert max(scans.rows, default=0) <= STRIDE
 
     check()
+
+
+@st.composite
+def numbers(draw: st.DrawFn) -> tuple[Keys, Keys]:
+    """Whole numbers in rows without a gap, with gaps between, and those that are pending."""
+    lengths = st.tuples(st.integers(1, 90), st.sampled_from([0, 1, 2, 50]))
+    keys, following = [], draw(st.integers(-100, 100))
+    for length, gap in draw(st.lists(lengths, max_size=6)):
+        keys += [(following + i,) for i in range(length)]
+        following += length + gap
+    one_in = draw(st.sampled_from([1, 2, 3, 50]))
+    return keys, keys[::one_in]
+
+
+@pytest.mark.parametrize("way", [SetBased, SetBasedOnAll])
+def test_chunks_of_whole_numbers_are_exact(engine: sa.Engine, way: type[Backfill]) -> None:
+    """Also where their bounds are reckoned: no row left out, none above the size, all counted."""
+    table = make(engine, "things", *numbered())
+    target = bound(engine, way)
+
+    @examples
+    @given(numbers(), sizes)
+    def check(drawn: tuple[Keys, Keys], sizes: list[int]) -> None:
+        keys, pending = drawn
+        todo = pending if way.where else keys
+        with holding(engine, table, keys, pending) as connection:
+            found = walked(connection, Walk(target), target, sizes, todo)
+        cuts = [START, *(chunk.upto for _, chunk in found)]
+        assert [chunk.after for _, chunk in found] == cuts[:-1]
+        assert cuts[-1] == (keys[-1] if keys else START)
+        for size, chunk in found:
+            assert chunk.scanned == len(within(keys, chunk.after, chunk.upto))
+            assert len(within(todo, chunk.after, chunk.upto)) <= size
+
+    check()
+
+
+def numbered() -> tuple[sa.Column[Any], ...]:
+    key = sa.Column("a", sa.Integer, primary_key=True, autoincrement=False)
+    return key, sa.Column("n", sa.Integer)
+
+
+@pytest.mark.parametrize("way", [SetBased, SetBasedOnAll])
+def test_whole_numbers_without_a_gap_are_not_searched(
+    engine: sa.Engine, way: type[Backfill]
+) -> None:
+    keys = [(i,) for i in range(200)]
+    table = make(engine, "things", *numbered())
+    target = bound(engine, way)
+    sent: list[str] = []
+    with holding(engine, table, keys, keys) as connection:
+        sa.event.listen(connection, "before_cursor_execute", lambda *told: sent.append(told[2]))
+        found = walked(connection, Walk(target), target, [10], keys)
+    assert [chunk.scanned for _, chunk in found] == [10] * 20
+    # The end of the table, the first chunk, and the last one, which says that it is the last.
+    assert len(sent) <= 4
 
 
 @pytest.mark.parametrize("way", [SetBased, Python])

@@ -399,7 +399,7 @@ def savepoints() -> Iterator[None]:
         for part in whole.halves() if len(whole.page or ()) > 1 else [whole]:
             written += _behind_a_savepoint(self.writer, connection, part)
         done = Written(written)
-        return done, self._checkpoint(connection, chunk, done), self.clock()
+        return whole, done, self._checkpoint(connection, whole, done), self.clock()
 
     with patch.object(Worker, "_write_and_checkpoint", halved):
         yield
