@@ -166,6 +166,7 @@ def commit_fault(
     *,
     times: int = 4,
     driver: str | None = None,
+    takes_turns: bool = True,
     in_ci: int = 1,
     in_soak: int = 125,
     settings: Mapping[str, float] = {},
@@ -175,6 +176,7 @@ def commit_fault(
         partial(at_commits, trick=trick, times=times, driver=driver, settings=settings),
         requires=SERVER if driver is None else BY_DRIVER[driver],
         in_ci=in_ci,
+        takes_turns=takes_turns,
         in_soak=in_soak,
     )
 
@@ -199,7 +201,10 @@ SILENCES: dict[str, Trick] = {
 }
 
 FAULTS = [
-    *(commit_fault(name, trick) for name, trick in CUTS.items()),
+    *(
+        commit_fault(name, trick, times=15, takes_turns=False, in_soak=35)
+        for name, trick in CUTS.items()
+    ),
     commit_fault(
         "half-open: the server is not told",
         proxy.lose_client,
