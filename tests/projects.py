@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import alembic.command
 import alembic.config
 
-from tests.zygote import REPOSITORY, zygote_for
+from tests.forked import REPOSITORY, zygote_for
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
