@@ -47,6 +47,9 @@ class Cage:
     """All that was printed: what a test is to find in there was not simply silent."""
     titles: set[str] = field(default_factory=set)
 
+    def __post_init__(self) -> None:
+        self.project.starts_anew = True  # a fork has its zygote's title
+
     def run(self, *arguments: str, seconds: float = 60) -> subprocess.CompletedProcess[str]:
         """Run a command to its end, looking at its title and those of its children meanwhile."""
         process = self.project.start(*arguments)

@@ -13,13 +13,15 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
 from typing import TYPE_CHECKING
 
-from tests.projects import REPOSITORY, environment
+from tests.forked import REPOSITORY, write_shims
+from tests.projects import environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -163,6 +165,8 @@ class Shell:
         directory.mkdir(parents=True, exist_ok=True)
         ours = environment()
         programs = Path(sys.executable).parent
+        self._shims = tempfile.TemporaryDirectory(prefix="backfill-shims-")
+        write_shims(Path(self._shims.name))
         self._bash = subprocess.Popen(
             ["bash", "--norc", "--noprofile"],
             stdin=subprocess.PIPE,
@@ -172,7 +176,7 @@ class Shell:
             cwd=directory,
             env={
                 **ours,
-                "PATH": f"{programs}:{ours['PATH']}",
+                "PATH": f"{self._shims.name}:{programs}:{ours['PATH']}",
                 "PIP_NO_INDEX": "1",  # what a page installs is here already
                 **variables,
             },
@@ -206,3 +210,4 @@ class Shell:
     ) -> None:
         self._bash.kill()
         self._bash.communicate()
+        self._shims.cleanup()

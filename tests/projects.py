@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import alembic.command
 import alembic.config
 
-from tests.zygote import REPOSITORY, zygote_for
+from tests.forked import REPOSITORY, Forked, zygote_for
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,8 +46,39 @@ def downgrade():
 '''
 
 
-class Started(subprocess.Popen[str]):
-    """A running command. It writes to files, since a full pipe would block it."""
+class Started:
+    """A running command. It writes to files, since a full pipe would block it.
+
+    The rest is what `subprocess.Popen` and `Forked` have in common.
+    """
+
+    def __init__(self, logs: Path) -> None:
+        self.stdout_path = logs.with_suffix(".out")
+        self.stderr_path = logs.with_suffix(".err")
+
+    def read_stdout(self) -> str:
+        """What it has printed so far."""
+        return self.stdout_path.read_text()
+
+    def read_stderr(self) -> str:
+        """What it has logged so far."""
+        return self.stderr_path.read_text()
+
+
+class StartedByFork(Started, Forked):
+    """`backfill`, forked from its zygote."""
+
+    def __init__(
+        self, arguments: tuple[str, ...], directory: Path, logs: Path, variables: Mapping[str, str]
+    ) -> None:
+        Started.__init__(self, logs)
+        zygote, ours = zygote_for("backfill"), environment() | dict(variables)
+        with self.stdout_path.open("w") as out, self.stderr_path.open("w") as err:
+            Forked.__init__(self, zygote, "backfill", arguments, directory, ours, out, err)
+
+
+class StartedAnew(Started, subprocess.Popen[str]):
+    """Any command, from nothing."""
 
     def __init__(
         self,
@@ -56,10 +87,10 @@ class Started(subprocess.Popen[str]):
         logs: Path,
         variables: Mapping[str, str] | None = None,
     ) -> None:
-        self.stdout_path = logs.with_suffix(".out")
-        self.stderr_path = logs.with_suffix(".err")
+        Started.__init__(self, logs)
         with self.stdout_path.open("w") as out, self.stderr_path.open("w") as err:
-            super().__init__(
+            subprocess.Popen.__init__(
+                self,
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -69,14 +100,6 @@ class Started(subprocess.Popen[str]):
                 env=environment() | dict(variables or {}),
                 start_new_session=True,  # so that end() reaches its workers too
             )
-
-    def read_stdout(self) -> str:
-        """What it has printed so far."""
-        return self.stdout_path.read_text()
-
-    def read_stderr(self) -> str:
-        """What it has logged so far."""
-        return self.stderr_path.read_text()
 
     def end(self) -> None:
         """Kill it and all it has started; does nothing when they have ended."""
@@ -91,6 +114,9 @@ class AlembicProject:
 
     directory: Path
     started: list[Started] = field(default_factory=list)
+
+    starts_anew = False
+    """Whether start() lets Python start from nothing, as users' commands do."""
 
     @classmethod
     def create(cls, directory: Path, url: str) -> AlembicProject:
@@ -155,9 +181,13 @@ class AlembicProject:
     def start(self, *arguments: str, variables: Mapping[str, str] | None = None) -> Started:
         """Start our command and return at once, for tests that kill or stop it."""
         logs = self.directory / f"started-{len(self.started) + 1}"
-        process = Started(command("backfill", arguments), self.directory, logs, variables)
-        self.started.append(process)
-        return process
+        variables = variables or {}
+        if self.starts_anew or "PYTHONPATH" in variables:  # which may change what is imported
+            words = command("backfill", arguments)
+            self.started.append(StartedAnew(words, self.directory, logs, variables))
+        else:
+            self.started.append(StartedByFork(arguments, self.directory, logs, variables))
+        return self.started[-1]
 
     def __enter__(self) -> AlembicProject:
         return self

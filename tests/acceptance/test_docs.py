@@ -94,6 +94,27 @@ def test_what_a_page_shows_has_to_match() -> None:
     assert not matches("a\n...\nd", "a\nb")
 
 
+ENDS = """
+import os
+print(os.getpid(), flush=True)
+os.kill(os.getpid(), int(os.environ["NUMBER"]))
+"""
+
+
+def test_commands_end_as_if_the_shell_had_started_them(tmp_path: Path) -> None:
+    with Shell(tmp_path, {}) as shell:
+        assert shell.run("alembic init migrations")[0] == 0
+        (tmp_path / "migrations" / "env.py").write_text(ENDS)
+        assert shell.run("NUMBER=15 alembic current")[0] == 128 + 15
+        assert shell.run("NUMBER=9 alembic current")[0] == 128 + 9
+        code, printed = shell.run("echo one; NUMBER=0 alembic current | tr 0-9 n; backfill wrong")
+        assert code == 2
+        assert re.match(r"one\nn+\nUsage: backfill ", printed)
+        code, printed = shell.run("NUMBER=9 alembic current & wait $!; code=$?; echo $! $code")
+        pid, waited, status = re.findall(r"(?m)^\d+|\d+$", printed)
+        assert (waited, status) == (pid, "137")
+
+
 def test_a_command_that_fails_fails_its_page(tmp_path: Path) -> None:
     page = Page(PAGES / "index.md")
     shown = Block(COMMANDS, None, "$ echo one\none\n$ export N=2 && \\\n  false\n", 7)

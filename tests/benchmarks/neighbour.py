@@ -50,7 +50,7 @@ from tests.benchmarks.servers import SETTINGS_SHOWN, place_for
 from tests.benchmarks.tables import execute, fill, flush
 from tests.benchmarks.variants import Ours, Peer
 from tests.databases import Unavailable, version
-from tests.projects import Started
+from tests.projects import StartedAnew
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -311,7 +311,7 @@ def beside_load(place: Place, way: Variant, rows: int, rate: float, extent: Exte
                 time.sleep(extent.window_seconds)
                 end = time.time()
             else:
-                process = Started(words, directory, folder / "way")
+                process = StartedAnew(words, directory, folder / "way")
                 start, end = worked(process, way, extent.window_seconds)
             others = watch.others()
             drain(running)
@@ -335,7 +335,7 @@ def drain(running: Load) -> None:
         time.sleep(DRAIN_SECONDS)
 
 
-def worked(process: Started, way: Variant, window: float) -> tuple[float, float]:
+def worked(process: StartedAnew, way: Variant, window: float) -> tuple[float, float]:
     """Wait for the end of the work, or of the window; when it began, and when it ended."""
     try:
         while '"started"' not in process.read_stdout():

@@ -83,7 +83,7 @@ def storm_in_the_opposite_order(stage: Stage, way: str) -> Attempt:
 def row_that_every_write_locks(stage: Stage) -> Attempt:
     """A trigger counts writes in one row, which the application locks before it writes others: we
     have it the other way round, and can do nothing about it."""
-    with counting_on(stage, rows=100) as counting:
+    with counting_on(stage, rows=300) as counting:
         with counting.engine.begin() as connection:
             connection.exec_driver_sql("CREATE TABLE totals (writes integer NOT NULL)")
             connection.exec_driver_sql("INSERT INTO totals (writes) VALUES (0)")

@@ -12,8 +12,8 @@ from tests.acceptance.counting import wait_until
 from tests.faults.fault import Attempt, Fault
 from tests.faults.oracle import Counting
 from tests.faults.points import UNNAMED, moments
+from tests.forked import Forked, zygote_for
 from tests.projects import TIMEOUT_SECONDS, environment
-from tests.zygote import zygote_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,7 +63,8 @@ def kill_soon(counting: Counting, *options: str) -> None:
     logs = counting.project.directory / f"killed-{counting.faults}"
     with logs.with_suffix(".out").open("w") as out, logs.with_suffix(".err").open("w") as err:
         words = ("run", "--json", *options)
-        command = zygote_for("backfill").start("backfill", words, *surroundings(counting), out, err)
+        zygote = zygote_for("backfill")
+        command = Forked(zygote, "backfill", words, *surroundings(counting), out, err)
     if counting.dice.random() < 0.5:
         told = logs.with_suffix(".out")
         wait_until(lambda: command.poll() is not None or '"chunk"' in told.read_text())

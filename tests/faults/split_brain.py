@@ -79,6 +79,7 @@ def lose_a_runner(stage: Stage, way: str, loss: Loss) -> Attempt:
     ):
         if loss.waits:
             counting.variables |= SHORT_LEASE
+            counting.project.starts_anew = True  # TAKEN_OVER counts on it
         with counting.application():
             first = counting.start_and_wait_for_a_chunk(**loss.first)
             time.sleep(stage.dice.uniform(0, 0.2))

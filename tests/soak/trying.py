@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from tests.databases import CAPABILITIES_OF, Servers
 from tests.faults.catalogue import FAULTS
 from tests.faults.fault import Stage
+from tests.projects import AlembicProject
 from tests.soak.results import Trial
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ _servers: Servers | None = None
 def _begin() -> None:
     global _servers
     _servers = Servers()
+    AlembicProject.starts_anew = True  # recovery is measured with it
 
 
 def _try(task: Task) -> Trial:
