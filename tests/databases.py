@@ -440,7 +440,8 @@ class PostgreSQL(Server):
         return self._url("app", database)
 
     def create(self, database: str) -> None:
-        self.execute(f"CREATE DATABASE {database} OWNER app TEMPLATE template0")
+        # Copied as files, it is ten times less to write than by the write-ahead log.
+        self.execute(f"CREATE DATABASE {database} OWNER app TEMPLATE template0 STRATEGY file_copy")
 
     def drop(self, database: str) -> None:
         self.execute(f"DROP DATABASE {database} WITH (FORCE)")

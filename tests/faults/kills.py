@@ -26,6 +26,8 @@ LONGEST_LIFE_SECONDS = 0.3
 """From a command's start, or from its first chunk, until it is killed."""
 LATE_SECONDS = 15.0
 """Whoever goes on after that has waited for the lease of 30 s, or for a part of it."""
+IN_TURN = {("values", 4), ("transform", 1)}
+"""Tried on one database by turns, since the other two combinations are tried on each."""
 ROWS = 20_000
 """More than are done in all the lives together, on SQLite too; and a range of fewer than 5,000 is
 not cut for several workers."""
@@ -147,7 +149,7 @@ FAULTS = [
         Fault(
             f"SIGKILL at a random instant, {way}, {workers} worker{'s' * (workers > 1)}",
             partial(kill_at_random, way=way, workers=workers),
-            takes_turns=False,
+            takes_turns=(way, workers) in IN_TURN,
             in_soak=125,
             recovers_within=2,
         )
