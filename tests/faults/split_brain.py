@@ -121,11 +121,12 @@ def is_stopped(process: Started) -> bool:
 
 
 def can_write(engine: sa.Engine) -> bool:
-    """Whether SQLite's lock is to be had within a few of the application's transactions."""
+    """Whether SQLite's lock is to be had within a few of the application's transactions; one who
+    was stopped while it reads keeps writers from their COMMIT, and them others from reading."""
     with engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA busy_timeout = 300")
         try:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            connection.exec_driver_sql("BEGIN EXCLUSIVE")
         except sa.exc.OperationalError:
             return False
         connection.rollback()
