@@ -363,6 +363,8 @@ class Worker:
         self._stand_by()
         try:
             with self.session.transaction() as connection:
+                if self.target.is_custom:  # only its page tells how many rows apply() changes
+                    chunk = self.walk.whole_page(connection, chunk)
                 done = self._write_and_checkpoint(connection, chunk)
         finally:
             self._show_stack()  # not before: whoever reads it may keep us waiting, with all locks

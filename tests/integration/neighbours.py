@@ -205,6 +205,7 @@ class PostgreSQLAdministrator(Administrator):
         " OR backend_xmin IS NOT NULL OR backend_xid IS NOT NULL AS is_open,"
         " wait_event_type = 'Lock' AS is_waiting,"
         " ARRAY(SELECT DISTINCT mode FROM pg_locks WHERE pg_locks.pid = a.pid"
+        "  AND locktype = 'relation'"  # and not while it extends the file, or waits for a row
         "  AND relation = CAST(:table AS regclass)) AS modes"
         " FROM pg_stat_activity AS a WHERE datname = current_database()"
         " AND backend_type = 'client backend' AND pid <> pg_backend_pid()"

@@ -25,6 +25,7 @@ from tests.integration.support import LIMITS, bound, complete, run
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from backfill.statements import ChunkStatements
     from tests.databases import Database, Server, Servers
 
 CANARY = 4711_0815
@@ -101,6 +102,32 @@ def test_rows_inserted_while_a_bad_one_is_isolated_push_no_row_out(
 
     existing = {key: n for key, n in column(engine, "n").items() if key % 10 == 0}
     assert existing == {i * 10: 99 if i == 3 else 1 for i in range(1, 11)}
+
+
+class ApplyOne(Backfill):
+    """Says nothing of how many rows it changes."""
+
+    table = "things"
+    where = "m IS NULL"
+    chunk_size = 10
+
+    def apply(self, connection: sa.Connection, chunk: ChunkStatements) -> None:
+        connection.execute(chunk.update().values(n=chunk.table.c.n + 1, m=1))
+
+
+def test_rows_inserted_while_apply_is_isolated_are_counted(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by the model (seed 341644): a part is what its keys hold when it is written."""
+    put(engine, *((i * 10, 99 if i == 9 else 0, None) for i in range(1, 11)))
+    inserted = [(i, 50, None) for i in (11, 12, 13)]
+    before_first_call(monkeypatch, Worker, "isolate", lambda: put(engine, *inserted))
+
+    ran = run(engine, ApplyOne)
+    assert ran.outcome is Outcome.QUARANTINED
+    changed = [key for key, m in column(engine, "m").items() if m == 1]
+    assert len(changed) == 12
+    assert sum(ran.numbers("chunk", "changed")) == 12
 
 
 def test_runner_of_a_cancelled_run_does_not_end_the_next_one(
