@@ -25,7 +25,7 @@ from tests.model.world import WAYS, Place, World
 if TYPE_CHECKING:
     from tests.databases import Database
 
-STEPS = 50
+STEPS = 60
 BATCH = 100
 """Lives of one seed; a finding ends the batch."""
 slots = st.integers(0, 2)

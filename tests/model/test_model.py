@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from tests.model.mutants import Mutant
     from tests.model.stages import Stage
 
-LIVES = {"sqlite": 40, "postgresql": 8, "mariadb": 8}
+LIVES = {"sqlite": 500, "postgresql": 30, "mariadb": 30}
 """In each run of the tests; with BACKFILL_SLOW_TESTS so many times more, and the long stages."""
-SLOW = 50
+SLOW = 40
 IS_SLOW = "BACKFILL_SLOW_TESTS" in os.environ
 
 
