@@ -178,23 +178,23 @@ class Walk:
         if self.pending is None:
             return self._next_of_all(connection, after, upper, size)
         if not self._always_looks and self._stride <= size:
-            return self._next_whole(connection, after, upper, size)
+            return self._next_rows(connection, after, upper, size)
         return self._next_pending(connection, after, upper, size, seconds)
 
     def _next_of_all(
         self, connection: sa.Connection, after: KeyValues, upper: KeyValues, size: int
     ) -> Chunk:
         if not self._reads:
-            return self._next_whole(connection, after, upper, size)
+            return self._next_rows(connection, after, upper, size)
         page = self.page(connection, after, upper, size)
         is_last = len(page) < size or page.key(-1) == upper
         return Chunk(after, upper if is_last else page.key(-1), len(page), is_last, page)
 
-    def _next_whole(
+    def _next_rows(
         self, connection: sa.Connection, after: KeyValues, upper: KeyValues, size: int
     ) -> Chunk:
         """Return the next `size` rows, pending or not."""
-        if self._is_dense and after and after[0] + size < upper[0]:
+        if self._is_dense and size < (_numbers(after, upper) or 0):
             return Chunk(after, (after[0] + size,), size, is_last=False, is_counted=False)
         return Chunk(after, *self.bounded(connection, after, upper, size))
 
@@ -244,8 +244,9 @@ class Walk:
 
     def learn(self, chunk: Chunk, changed: int) -> None:
         """Lengthen the stride after a chunk in which little was to do."""
-        if self._counts_up and chunk.after:
-            self._is_dense = chunk.scanned > _DENSE * (chunk.upto[0] - chunk.after[0])
+        if self._counts_up:
+            numbers = _numbers(chunk.after, chunk.upto)
+            self._is_dense = numbers is not None and chunk.scanned > _DENSE * numbers
         if chunk.page is None and self.pending is not None:
             self._learn(changed, chunk.scanned)
 
@@ -319,6 +320,14 @@ class Walk:
 
     def _build_page(self, condition: sa.ColumnElement[bool]) -> sa.Select[Any]:
         return self._select(condition).limit(sa.bindparam("size", type_=sa.Integer()))
+
+
+def _numbers(after: KeyValues, upto: KeyValues) -> int | None:
+    """Return how many whole numbers are in (after, upto]; None where the ends are none: a column
+    of SQLite holds anything."""
+    if not after or not isinstance(after[0], int) or not isinstance(upto[0], int):
+        return None
+    return upto[0] - after[0]
 
 
 def is_sparse(pending: int, scanned: int) -> bool:

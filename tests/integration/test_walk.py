@@ -20,7 +20,7 @@ from backfill.keys import START
 from backfill.proof import any_pending, count_pending
 from backfill.targets import Target, bind
 from backfill.trail import Stretch
-from tests.integration.support import make
+from tests.integration.support import make, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -262,6 +262,18 @@ def test_whole_numbers_without_a_gap_are_not_searched(
     assert [chunk.scanned for _, chunk in found] == [10] * 20
     # The end of the table, the first chunk, and the last one, which says that it is the last.
     assert len(sent) <= 4
+
+
+@pytest.mark.requires("untyped_columns")
+def test_column_of_whole_numbers_that_holds_others(engine: sa.Engine) -> None:
+    """After a stretch without gaps, where bounds are reckoned."""
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE things (a INT PRIMARY KEY NOT NULL, n INT)")
+        for key in [*range(40), *(i + 0.5 for i in range(20, 40)), "a", "b"]:
+            connection.exec_driver_sql("INSERT INTO things VALUES (?, 0)", (key,))
+    ran = run(engine, SetBasedOnAll, chunk_size=5)
+    assert ran.result.text == "complete, 62 rows changed"
+    assert sum(ran.numbers("chunk", "scanned")) == 62
 
 
 @pytest.mark.parametrize("way", [SetBased, Python])
