@@ -36,7 +36,6 @@ SELDOM = 5.0
 """Seconds between readings of what changes slowly."""
 COMPANY_EVERY = 1.0
 _COMPANY_SECONDS = 5.0
-_NAMELESS_SECONDS = 0.03
 _APART = 0.9
 """Of a time: a reading may be a little early."""
 _ACTIVE_PER_CORE = 4
@@ -82,10 +81,7 @@ class Company:
 
 
 class OthersAtWork(Gradual):
-    """Sessions of others that do something, or did within the last second.
-
-    Whoever is seen is looked for twice: a session of ours has no name yet while it is made.
-    """
+    """Sessions of others that do something, or did within the last second."""
 
     name = "others at work"
     every = COMPANY_EVERY
@@ -97,14 +93,8 @@ class OthersAtWork(Gradual):
         self._company = Company(clock)
 
     def read(self, reader: Reader) -> Reading:
-        has_company = self._company.note(is_seen=self._are_surely_seen(reader))
+        has_company = self._company.note(is_seen=self._are_seen(reader))
         return Reading(0.0, 1.0, 2.0, self.name, has_company=has_company)
-
-    def _are_surely_seen(self, reader: Reader) -> bool:
-        if not self._are_seen(reader):
-            return False
-        time.sleep(_NAMELESS_SECONDS)
-        return self._are_seen(reader)
 
 
 def gives_way_to_company(settings: Settings) -> bool:

@@ -6,6 +6,7 @@ replica's state one of its own.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from socket import gethostname
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 MARK = "CONCAT('backfill ', {})"
 """SQL: the name of the lock by which each session of ours, whose number is put in, is known as
 such, to everybody and until it ends. Comments name statements only, and not who sleeps."""
+_UNMARKED_SECONDS = 0.03
+"""A session has no mark while it is made. Whoever did something within a second is seen again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +69,14 @@ def signals(dialect: Dialect, words: Words, sessions: Sessions, settings: Settin
         with reader() as connection:
             return bool(connection.execute(words.others).scalar_one())
 
+    def are_surely_seen(reader: Reader) -> bool:
+        if not are_seen(reader):
+            return False
+        time.sleep(_UNMARKED_SECONDS)
+        return are_seen(reader)
+
     found: list[tuple[float, Signal]] = [
-        (gives_way_to_company(settings), OthersAtWork(are_seen)),
+        (gives_way_to_company(settings), OthersAtWork(are_surely_seen)),
         (settings.max_blocked_seconds, Blocked(settings.max_blocked_seconds, words, sessions)),
         (settings.max_active_sessions != 0, ThreadsRunning(settings, sessions)),
         (settings.max_redo_fill, RedoFill(settings.max_redo_fill, words)),

@@ -27,7 +27,7 @@ from backfill.dialects.postgresql_bulk import (
     prepare_driver,
 )
 from backfill.dialects.postgresql_rights import PostgreSQLRights
-from backfill.dialects.postgresql_sessions import is_direct
+from backfill.dialects.postgresql_sessions import is_direct, name_at_once
 from backfill.dialects.postgresql_triggers import LABEL, PostgreSQLTriggers
 from backfill.dialects.postgresql_upkeep import PostgreSQLUpkeep
 
@@ -107,6 +107,10 @@ class PostgreSQL(Dialect):
 
     update_gives_way: ClassVar[bool] = True
     mismatches: ClassVar[frozenset[str]] = frozenset({"42601", "42804", "42846", "42883"})
+
+    def __init__(self, engine: sa.Engine) -> None:
+        super().__init__(engine)
+        name_at_once(engine)
 
     def open(self, limits: Limits) -> sa.Connection:
         connection = super().open(limits)

@@ -1,4 +1,4 @@
-"""Whether a connection to PostgreSQL is a session of the server, or a pooler is in between."""
+"""Sessions on PostgreSQL: what tells that one is ours, and whether a pooler is in between."""
 
 from __future__ import annotations
 
@@ -6,10 +6,31 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from backfill.dialects.watchdog import is_connecting
+
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
 _IS_DIRECT = "backfill_is_direct"
+_AT_FIRST = "backfill: begins"
+"""Until its first transaction says what it does."""
+
+
+def name_at_once(engine: sa.Engine) -> None:
+    """Let connections of ours be known as such from their first moment on, and leave all others
+    alone: another thread, or runner, would take a nameless one for company."""
+    if not sa.event.contains(engine.dialect, "do_connect", _name):
+        sa.event.listen(engine.dialect, "do_connect", _name)
+
+
+def _name(dialect: Any, _record: Any, _arguments: Any, options: dict[str, Any]) -> None:
+    if not is_connecting():
+        return
+    if dialect.driver == "asyncpg":
+        given = options.get("server_settings", {})
+        options["server_settings"] = {**given, "application_name": _AT_FIRST}
+    elif dialect.driver.startswith("psycopg"):
+        options["application_name"] = _AT_FIRST
 
 
 def is_direct(connection: sa.Connection) -> bool:

@@ -61,6 +61,11 @@ def connecting(seconds: float) -> Iterator[None]:
         _patience.reset(token)
 
 
+def is_connecting() -> bool:
+    """Whether a connection that is being made in this thread is one of ours."""
+    return _patience.get() is not None
+
+
 def _give_up_in_time(dialect: Any, _record: Any, _arguments: Any, options: dict[str, Any]) -> None:
     seconds = _patience.get()
     if seconds is None:

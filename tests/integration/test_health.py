@@ -13,7 +13,14 @@ import sqlalchemy as sa
 
 from backfill import Backfill
 from backfill.budget import Budget
-from backfill.dialects import SIGNAL_LIMITS, Limits, LogFill, dialect_for, postgresql_health
+from backfill.dialects import (
+    SIGNAL_LIMITS,
+    Limits,
+    LogFill,
+    dialect_for,
+    mysql_health,
+    postgresql_health,
+)
 from backfill.dialects.health import OthersAtWork
 from backfill.dialects.postgresql_wal import (
     ArchiveQueue,
@@ -228,6 +235,38 @@ def test_no_backfill_is_somebody_else(watch: Watch) -> None:
                 session.exec_driver_sql("SELECT 1")
                 assert not are_seen(watch)
         assert not are_seen(watch)
+
+
+@pytest.mark.requires("server")
+def test_a_session_of_ours_is_nobody_else_while_it_is_made(
+    watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread looks when it is connected, and nothing has been said on it."""
+    monkeypatch.setattr(mysql_health, "_UNMARKED_SECONDS", 0.5)  # however busy the machine is
+    until(lambda: not are_seen(watch))
+    engine = sa.create_engine(watch.engine.url, poolclass=sa.NullPool)
+    opening = dialect_for(engine)
+    opening.open(OURS).close()
+    has_looked, seen = Flag(), list[bool]()
+    looking = Thread(target=lambda: seen.append(are_seen(watch)))
+
+    def look(driver: Any, _record: object) -> None:
+        with driver.cursor() as cursor:
+            cursor.execute("SELECT 1")
+        driver.rollback()
+        looking.start()
+        assert has_looked.wait(PATIENCE_SECONDS)
+
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if "EXISTS" in statement:
+            has_looked.set()
+
+    until(lambda: not are_seen(watch))
+    sa.event.listen(watch.engine, "after_cursor_execute", note)
+    sa.event.listen(engine, "connect", look)
+    with opening.open(OURS):
+        looking.join()
+    assert seen == [False]
 
 
 @pytest.mark.requires("server")
