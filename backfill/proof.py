@@ -10,16 +10,17 @@ import sqlalchemy as sa
 from backfill import store
 from backfill.chunks import LONGEST_STRIDE, Ranged, Walk, last_key, pending_condition
 from backfill.dialects import ErrorKind
+from backfill.dialects.readers import Readers
 from backfill.keys import START, KeyValues
 from backfill.runs import Status
 from backfill.targets import condition_of
 from backfill.trail import Stretch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from backfill.declaration import Backfill
-    from backfill.dialects.base import Reading
+    from backfill.dialects.readers import Reader, Reading
     from backfill.targets import Target
 
 
@@ -32,7 +33,7 @@ def incomplete_reason(
     succeeded, or the table is empty.
     """
     if target.pending is not None:
-        if not any_pending(connection, target, reading=reading):
+        if not any_pending(Readers.alone(connection, reading), target):
             return None
         with reading():
             return f"rows of {target.table.fullname} are pending{_quarantine(connection, target)}"
@@ -97,28 +98,31 @@ def first_rows(connection: sa.Connection, target: Target, at_most: int) -> tuple
 
 
 def any_pending(
-    connection: sa.Connection,
+    readers: Readers,
     target: Target,
     quarantined: Sequence[KeyValues] = (),
     *,
     walked: Sequence[Stretch] = (),
-    reading: Reading = nullcontext,
 ) -> bool:
     """Whether a row is pending, up to the highest key of this moment; in short reads.
 
-    `walked` are stretches of the key space from its beginning on, where they are known.
+    `walked` are stretches of the key space from its beginning on, where they are known: these the
+    readers share.
     """
     pending = pending_condition(target, quarantined)
     assert pending is not None
-    found = target.dialect.all_at_once(connection, target.table, pending, reading, LONGEST_STRIDE)
+    found = target.dialect.all_at_once(readers, target.table, pending, LONGEST_STRIDE)
     if found is not None:
         return found
-    count = _Count(connection, target, pending, reading)
-    position = START
-    for stretch in walked:
-        if any(count.strides(stretch)):
-            return True
-        position = stretch.upto
+
+    def counting(reader: Reader) -> Callable[[Stretch], bool | None]:
+        count = _Count(reader.connection, target, pending, reader.reading)
+        return lambda stretch: any(count.strides(stretch)) or None
+
+    if readers.ask(walked, counting):
+        return True
+    position = walked[-1].upto if walked else START
+    count = _Count(readers.first.connection, target, pending, readers.first.reading)
     highest = count.highest()
     return highest != START and any(count.strides(Stretch(position, highest)))
 

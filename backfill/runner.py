@@ -16,6 +16,7 @@ from backfill import owners, retries, sync
 from backfill.aftercare import AfterCare
 from backfill.budget import Stopped
 from backfill.dialects import ErrorKind, Limits
+from backfill.dialects.readers import Reader, Readers
 from backfill.dialects.triggers import label_of
 from backfill.errors import (
     BackfillError,
@@ -60,6 +61,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _OLDER_TRANSACTIONS_SECONDS = 0.2
+_HELPERS = 1
 _SOON = 1.0
 """Seconds of a wait that need not be told."""
 
@@ -86,7 +88,11 @@ class Runner:
         self.trail = Trail()
         self._sweeps = Sweeps(target)
         label, by_index = label_of(self.name), not target.key.is_single
-        self.limits = Limits.of(settings, label, by_index=by_index, awaits_disk=False)
+        self.limits = replace(
+            Limits.of(settings, label, by_index=by_index),
+            awaits_disk=False,
+            are_lasting=not target.is_custom,
+        )
         self._care = AfterCare(target, self.limits, settings, report, budget.stop.wait)
 
     def run(self, *, accept_change: bool = False, again: bool = False) -> Result:
@@ -117,7 +123,7 @@ class Runner:
                 while True:
                     self.walk_pass(run, pace)
                     self._patiently(self._resume_running, run)
-                    if self._patiently(self.is_proved, run):
+                    if self._patiently(self.is_proved, run, self._helpers(pace)):
                         return self._patiently(self.finish, run)
                     self._patiently(pace.look)
                     run = self._patiently(self.next_pass, run, pace.settings.max_passes)
@@ -206,9 +212,7 @@ class Runner:
         with dialect.open(self.limits) as connection:
             with self._reading(connection):
                 is_there = sync.is_installed(target.declaration, dialect, connection)
-            if not is_there and not any_pending(
-                connection, target, reading=lambda: self._reading(connection)
-            ):
+            if not is_there and not any_pending(Readers(self._reader(connection)), target):
                 return False
             is_new = self._install(connection)
         if is_new:
@@ -305,7 +309,7 @@ class Runner:
 
     # -- proving -----------------------------------------------------------------------
 
-    def is_proved(self, run: Run) -> bool:
+    def is_proved(self, run: Run, helpers: int = 0) -> bool:
         """Whether no row is pending, seen after every transaction from before the bound ended."""
         if self.target.pending is None:
             return True
@@ -314,13 +318,29 @@ class Runner:
                 self._await_horizon(run, run.horizon, connection)
             quarantined = [failure.key for failure in self.store.failures(run)]
             walked = list(self.trail.stretches(self.store.ranges(run)))
-            return not any_pending(
-                connection,
-                self.target,
-                quarantined,
-                walked=walked,
-                reading=lambda: self._reading(connection),
+            readers = Readers(
+                self._reader(connection), helpers, self._another_reader, self.target.dialect.call
             )
+            return not any_pending(readers, self.target, quarantined, walked=walked)
+
+    def _helpers(self, pace: Pace) -> int:
+        """How many connections more may read for the proof: one core of the server more, or as
+        many as it was allowed to walk with; none while others are at work, or unseen."""
+        if self.settings.processes > 1 or pace.has_company:
+            return 0
+        return max(self.settings.workers - 1, _HELPERS)
+
+    @contextmanager
+    def _another_reader(self) -> Iterator[Reader]:
+        dialect = self.target.dialect
+        connection = dialect.open(self.limits)
+        try:
+            yield self._reader(connection)
+        finally:
+            dialect.close(connection)
+
+    def _reader(self, connection: sa.Connection) -> Reader:
+        return Reader(connection, lambda: self._reading(connection))
 
     def _await_horizon(self, run: Run, horizon: str, connection: sa.Connection) -> None:
         """Wait for the transactions whose rows could not be seen yet."""

@@ -31,19 +31,16 @@ from backfill.kinds import masked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from contextlib import AbstractContextManager
 
     from sqlalchemy.sql.compiler import SQLCompiler
     from sqlalchemy.types import TypeEngine
 
+    from backfill.dialects.readers import Readers
     from backfill.dialects.triggers import Triggers
     from backfill.keys import Key, KeyValues
     from backfill.settings import Settings
     from backfill.speed.readings import Signal
     from backfill.targets import Target
-
-    Reading = Callable[[], AbstractContextManager[Any]]
-    """Wraps each short read, in a transaction of its own where the caller has none open."""
 
 logger = logging.getLogger(__name__)
 
@@ -91,14 +88,15 @@ class Limits:
     """COMMIT returns when a crash can take nothing back. A chunk need not wait for that: rows and
     cursor are lost together, and done again (`synchronous_commit` in PostgreSQL's manual, 28.4).
     """
+    are_lasting: bool = False
+    """They are told once, where a session is ours alone and no code of others runs on it; else in
+    each transaction."""
 
     @classmethod
-    def of(
-        cls, settings: Settings, label: str, *, by_index: bool, awaits_disk: bool = True
-    ) -> Limits:
-        """Return the limits of a backfill's chunks."""
+    def of(cls, settings: Settings, label: str, *, by_index: bool) -> Limits:
+        """Return the limits of what is done to a backfill's table."""
         timeouts = (settings.lock_timeout, settings.statement_timeout, settings.idle_timeout)
-        return cls(*timeouts, label, by_index, awaits_disk)
+        return cls(*timeouts, label, by_index)
 
     @property
     def silence(self) -> float:
@@ -430,12 +428,7 @@ class Dialect:
         return None
 
     def all_at_once(
-        self,
-        connection: sa.Connection,
-        table: sa.Table,
-        condition: sa.ColumnElement[bool],
-        reading: Reading,
-        rows: int,
+        self, readers: Readers, table: sa.Table, condition: sa.ColumnElement[bool], rows: int
     ) -> bool | None:
         """Say whether a row matches, by reads of about so many rows in the order in which they
         are stored, where that is much faster than by key; None: it cannot be told so, or not now.

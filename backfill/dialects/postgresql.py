@@ -6,6 +6,7 @@ import json
 import re
 from contextlib import contextmanager
 from decimal import Decimal
+from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import sqlalchemy as sa
@@ -32,12 +33,12 @@ from backfill.dialects.postgresql_triggers import LABEL, PostgreSQLTriggers
 from backfill.dialects.postgresql_upkeep import PostgreSQLUpkeep
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from sqlalchemy.types import TypeEngine
 
-    from backfill.dialects.base import Reading
     from backfill.dialects.bulk import BulkUpdate
+    from backfill.dialects.readers import Reader, Readers
     from backfill.keys import Key, KeyValues
     from backfill.settings import Settings
     from backfill.speed.readings import Signal
@@ -79,6 +80,8 @@ _RAW = (pg.CITEXT, pg.DOMAIN, pg.HSTORE, sa.types.NullType, sa.JSON)
 """Items of arrays that are better read as the driver gives them: it leaves most of these as text,
 whose characters SQLAlchemy takes for items, as it takes the lists in documents for dimensions."""
 _IS_ONE_HEAP = "backfill_is_one_heap"
+_SETTLED = "backfill_settled"
+"""The limits that a session keeps."""
 _LAST_BLOCK = 2**32 - 1
 _TID_RANGES = (14,)
 """The first version that reads `ctid BETWEEN …` without a scan of the whole table."""
@@ -99,10 +102,18 @@ class _QuotedNumeric(sa.Numeric[Any]):
         """The driver reads a Decimal."""
 
 
+class _Seen(Enum):
+    """What ends a proof block by block."""
+
+    A_ROW = "a pending row"
+    TWO_MOMENTS = "snapshots that differ"
+
+
 class PostgreSQL(Dialect):
     """Everything is set for one transaction, so that a pooler in transaction mode suits us.
 
-    But for the name of a session that is ours alone: by that others know it between transactions.
+    But for sessions that are ours alone: there the name stays, by which others know them between
+    transactions, and what is the same for all chunks.
     """
 
     update_gives_way: ClassVar[bool] = True
@@ -114,8 +125,14 @@ class PostgreSQL(Dialect):
 
     def open(self, limits: Limits) -> sa.Connection:
         connection = super().open(limits)
-        prepare_driver(connection)
-        _prepare_no_statements(connection)
+        try:
+            prepare_driver(connection)
+            _prepare_no_statements(connection)
+            if limits.are_lasting:
+                self._settle(connection, limits)
+        except BaseException:
+            self.close(connection)
+            raise
         return connection
 
     @contextmanager
@@ -132,8 +149,20 @@ class PostgreSQL(Dialect):
         return "\n".join(["DO $backfill$ BEGIN", *lines, "END $backfill$;"])
 
     def begin(self, connection: sa.Connection, limits: Limits, *, write: bool) -> None:
+        if connection.info.get(_SETTLED) != limits:
+            self._set(connection, limits, is_local=True)
+
+    def _settle(self, connection: sa.Connection, limits: Limits) -> None:
+        """Set what a session that nobody else uses keeps from one transaction to the next."""
+        with self.transaction(connection, limits, write=False):
+            if not is_direct(connection):
+                return
+            self._set(connection, limits, is_local=False)
+        connection.info[_SETTLED] = limits
+
+    def _set(self, connection: sa.Connection, limits: Limits, *, is_local: bool) -> None:
         connection.execute(
-            _SET_LOCAL_BY_INDEX if limits.by_index else _SET_LOCAL,
+            _SET_BY_INDEX if limits.by_index else _SET,
             {
                 "lock": _milliseconds(limits.lock_timeout),
                 "statement": _milliseconds(limits.statement_timeout),
@@ -141,6 +170,7 @@ class PostgreSQL(Dialect):
                 "label": limits.label,
                 "pooled": not is_direct(connection),
                 "awaits_disk": limits.awaits_disk,
+                "is_local": is_local,
             },
         )
 
@@ -286,18 +316,13 @@ class PostgreSQL(Dialect):
         return "an older transaction that this user cannot see, or a prepared one"
 
     def all_at_once(
-        self,
-        connection: sa.Connection,
-        table: sa.Table,
-        condition: sa.ColumnElement[bool],
-        reading: Reading,
-        rows: int,
+        self, readers: Readers, table: sa.Table, condition: sa.ColumnElement[bool], rows: int
     ) -> bool | None:
         """Read block after block. A row that is written meanwhile may move from where we have yet
         to look to where we looked: so it counts only if every statement had the same snapshot,
         which means that no transaction ended from the first to the last.
         """
-        version = connection.dialect.server_version_info or ()
+        version = readers.first.connection.dialect.server_version_info or ()
         if not table.info.get(_IS_ONE_HEAP) or version < _TID_RANGES:
             return None
         name = self._quoted(table)
@@ -307,22 +332,24 @@ class PostgreSQL(Dialect):
         found = found.where(ctid >= low, ctid < high, condition)
         snapshot = sa.cast(sa.func.txid_current_snapshot(), sa.Text())
         looking = sa.select(snapshot, found.exists())
-        with reading():
-            pages, density = connection.execute(_PAGES_OF, {"table": name}).one()
-        step = max(1, int(rows / density))
-        first = None
-        for page in range(0, max(int(pages), 1), step):
-            # The last look has no end: rows may have moved there since the size was read.
-            end = page + step if page + step < pages else _LAST_BLOCK
-            blocks = {"low": f"({page},0)", "high": f"({end},0)"}
-            with reading():
-                seen, is_found = connection.execute(looking, blocks).one()
-            if is_found:
-                return True
-            if first not in (None, seen):
-                return None
-            first = seen
-        return False
+        with readers.first.reading():
+            of_table = {"table": name}
+            pages, density = readers.first.connection.execute(_PAGES_OF, of_table).one()
+        seen: set[str] = set()
+
+        def looking_with(reader: Reader) -> Callable[[dict[str, str]], _Seen | None]:
+            def look(blocks: dict[str, str]) -> _Seen | None:
+                with reader.reading():
+                    moment, is_found = reader.connection.execute(looking, blocks).one()
+                seen.add(moment)
+                if is_found:
+                    return _Seen.A_ROW
+                return _Seen.TWO_MOMENTS if len(seen) > 1 else None
+
+            return look
+
+        answer = readers.ask(_blocks(int(pages), max(1, int(rows / density))), looking_with)
+        return None if answer is _Seen.TWO_MOMENTS else answer is _Seen.A_ROW
 
     def health(self, table: sa.Table, settings: Settings) -> list[Signal]:
         return postgresql_health.signals(self, self._quoted(table), settings)
@@ -357,6 +384,14 @@ class PostgreSQL(Dialect):
         verifies: bool,
     ) -> BulkUpdate:
         return UnnestUpdate(target, writes, narrow, verifies=verifies)
+
+
+def _blocks(pages: int, step: int) -> Iterator[dict[str, str]]:
+    """Give where each look begins and ends. The last one has no end: rows may have moved there
+    since the size was read."""
+    for page in range(0, max(pages, 1), step):
+        end = page + step if page + step < pages else _LAST_BLOCK
+        yield {"low": f"({page},0)", "high": f"({end},0)"}
 
 
 def _prepare_no_statements(connection: sa.Connection) -> None:
@@ -400,13 +435,12 @@ def _nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
     return [plan] + [node for child in plan.get("Plans", ()) for node in _nodes(child)]
 
 
-_TRUE = sa.true()
-
-
-def _set_local(
-    name: str, parameter: str, is_local: sa.ColumnElement[bool] = _TRUE
+def _set(
+    name: str, value: str | sa.ColumnElement[Any], is_local: str = "is_local"
 ) -> sa.ColumnElement[Any]:
-    return sa.func.set_config(name, sa.bindparam(parameter, type_=sa.Text()), is_local)
+    """Return SQL that sets something to a parameter of this name, or to an expression."""
+    given = sa.bindparam(value, type_=sa.Text()) if isinstance(value, str) else value
+    return sa.func.set_config(name, given, sa.bindparam(is_local, type_=sa.Boolean()))
 
 
 # Where there are synchronous standbys, COMMIT waits for them as it was told to: the application's
@@ -421,19 +455,19 @@ _SYNCHRONOUS_COMMIT = sa.case(
     ),
     else_="off",
 )
-_SET_LOCAL = sa.select(
-    _set_local("lock_timeout", "lock"),
-    _set_local("statement_timeout", "statement"),
-    _set_local("idle_in_transaction_session_timeout", "idle"),
-    _set_local("application_name", "label", sa.bindparam("pooled", type_=sa.Boolean())),
-    _set_local(LABEL, "label"),  # the same in full length, for the triggers of `sync`
-    sa.func.set_config("synchronous_commit", _SYNCHRONOUS_COMMIT, _TRUE),
+_SET = sa.select(
+    _set("lock_timeout", "lock"),
+    _set("statement_timeout", "statement"),
+    _set("idle_in_transaction_session_timeout", "idle"),
+    _set("application_name", "label", "pooled"),
+    _set(LABEL, "label"),  # the same in full length, for the triggers of `sync`
+    _set("synchronous_commit", _SYNCHRONOUS_COMMIT),
 )
 # The planner judges row values by their first column alone: where one value of it holds most of
 # the table, it would scan all of it for each chunk.
-_SET_LOCAL_BY_INDEX = _SET_LOCAL.add_columns(
-    sa.func.set_config("enable_seqscan", "off", sa.true()),
-    sa.func.set_config("enable_bitmapscan", "off", sa.true()),
+_SET_BY_INDEX = _SET.add_columns(
+    _set("enable_seqscan", sa.literal("off")),
+    _set("enable_bitmapscan", sa.literal("off")),
 )
 
 

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sqlalchemy as sa
 
-from backfill import Backfill, budget, proof, quarantine, runner, settings
+from backfill import Backfill, budget, proof, quarantine, runner, settings, trail
 from backfill.budget import Budget
 from backfill.dialects import dialect_for
+from backfill.dialects.readers import Readers
 from backfill.runs import Outcome, Status
+from backfill.speed.pacing import Pace
 from backfill.store import Store
 from backfill.workers import Worker
 from tests.integration.support import LIMITS, bound, complete, run
@@ -182,7 +184,7 @@ def test_row_that_moves_behind_the_end_of_the_table_is_seen(
             yield
 
     with target.dialect.open(LIMITS) as connection:
-        assert proof.any_pending(connection, target, reading=reading)
+        assert proof.any_pending(Readers.alone(connection, reading), target)
     assert len(reads) > 2
 
 
@@ -355,6 +357,90 @@ def test_only_what_is_done_again_may_be_lost_in_a_crash(
     commits = Commits(engine)
     complete(engine, CountUp)
     assert commits.seen == {("backfill: count_up", "off"), ("backfill: state", "on")}
+
+
+class Settings:
+    """What each chunk's transaction was limited to, and how often that was told."""
+
+    names = ("lock_timeout", "statement_timeout", "synchronous_commit", "enable_seqscan")
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self.seen = set[tuple[str, ...]]()
+        self.told = 0
+        sa.event.listen(engine, "before_cursor_execute", self.look)
+
+    def look(self, _: Any, cursor: Any, statement: str, *_more: Any) -> None:
+        self.told += "set_config" in statement
+        if statement.startswith("UPDATE things"):
+            settings = ", ".join(f"current_setting('{name}')" for name in self.names)
+            with cursor.connection.cursor() as another:
+                another.execute(f"SELECT {settings}")
+                self.seen.add(another.fetchone())
+
+
+class ResetsAll(Backfill):
+    """Code of others, which may set what it likes."""
+
+    table = "things"
+    name = "count_up"
+    chunk_size = 10
+
+    def apply(self, connection: sa.Connection, chunk: ChunkStatements) -> None:
+        connection.execute(chunk.update().values(n=chunk.table.c.n + 1))
+        connection.exec_driver_sql("SET lock_timeout = 0; SET statement_timeout = 0")
+
+
+@pytest.mark.requires("standbys")
+@pytest.mark.parametrize(("way", "is_told_once"), [(CountUp, True), (ResetsAll, False)])
+def test_each_chunk_has_its_limits(
+    engine: sa.Engine, way: type[Backfill], is_told_once: bool
+) -> None:
+    """Which are told once where nobody else could change them."""
+    chunks = 40
+    put(engine, *((i, 0, None) for i in range(10 * chunks)))
+    settings = Settings(engine)
+    complete(engine, way, lock_timeout=0.033, statement_timeout=4.4)
+    assert settings.seen == {("33ms", "4400ms", "off", "on")}
+    assert (settings.told < chunks) == is_told_once
+
+
+def spread_readers(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch, *, has_company: bool
+) -> set[str]:
+    """The threads that looked for pending rows after a run over many strides."""
+    for module in (proof, trail):
+        monkeypatch.setattr(module, "LONGEST_STRIDE", 10)
+    monkeypatch.setattr(Pace, "has_company", has_company)
+    put(engine, *((i, 0, None) for i in range(400)))
+    change_once = lambda: change(engine, 390, m=None)  # noqa: E731
+    before_first_call(monkeypatch, runner, "any_pending", change_once)
+    threads = set[str]()
+
+    def look(_: Any, _cursor: Any, statement: str, *_more: Any) -> None:
+        if "count(*)" in statement or "EXISTS" in statement:
+            threads.add(threading.current_thread().name.partition("_")[0])
+            time.sleep(0.005)  # no reader is done before the other one has come
+
+    sa.event.listen(engine, "before_cursor_execute", look)
+    try:
+        complete(engine, FillM, chunk_size=10)
+    finally:
+        sa.event.remove(engine, "before_cursor_execute", look)
+    assert set(column(engine, "m").values()) == {1}, "the row that was pending again is seen"
+    return {name for name in threads if "reader" in name or "Main" in name}
+
+
+def test_proof_is_read_by_two_unless_others_are_at_work(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = spread_readers(engine, monkeypatch, has_company=False)
+    assert found == {"MainThread", "backfill-reader"}
+
+
+def test_proof_is_read_by_one_while_others_are_at_work(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert spread_readers(engine, monkeypatch, has_company=True) == {"MainThread"}
 
 
 @pytest.mark.requires("standbys")

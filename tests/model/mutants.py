@@ -426,7 +426,7 @@ def session_settings() -> Iterator[None]:
             *(sa.func.set_config(*list(call.clauses)[:2], sa.false()) for call in calls)
         )
 
-    names = ("_SET_LOCAL", "_SET_LOCAL_BY_INDEX")
+    names = ("_SET", "_SET_BY_INDEX")
     with ExitStack() as stack:
         for name in names:
             stack.enter_context(patch.object(postgresql, name, lasting(getattr(postgresql, name))))
