@@ -35,8 +35,8 @@ class FillFullName(Backfill):
 
     revision = "a1"
     table = "people"
-    where = "full_name IS NULL"
 '''
+PENDING = '    where = "full_name IS NULL"\n'
 LEVELS = {
     "set": '    values = {{"full_name": "{joined}"}}\n',
     "python": """\
@@ -139,19 +139,20 @@ def command_for(
     if isinstance(variant, Peer):
         module = f"tests.benchmarks.peers.{variant.module}"
         return command(module, (variant.way, url)), REPOSITORY
-    project = _project(folder / "project", job, database.name, url, variant.driver)
+    project = _project(folder / "project", job, database.name, url, variant)
     return command("backfill", ("run", "fill_full_name", "--json", *variant.options)), project
 
 
-def _project(folder: Path, job: str, database: str, url: str, driver: str | None) -> Path:
+def _project(folder: Path, job: str, database: str, url: str, variant: Ours) -> Path:
     """An Alembic project of its own, with one revision and one backfill."""
     project = AlembicProject.create(folder, url)
-    if driver == "asyncpg":
+    if variant.driver == "asyncpg":
         templates = Path(alembic.config.Config().get_template_directory())
         env = (templates / "async" / "env.py").read_text(encoding="utf-8")
         project.write("migrations/env.py", env)
     project.revision("a1")
     project.alembic("upgrade", "head")
-    text = BACKFILL + LEVELS[job].format(joined=JOINED[database])
+    pending = "" if variant.every_row else PENDING
+    text = BACKFILL + pending + LEVELS[job].format(joined=JOINED[database])
     project.write("migrations/backfills/people.py", text)
     return project.directory

@@ -49,6 +49,8 @@ class Ours:
     options: tuple[str, ...] = ()
     goal: float | None = None
     """Of one with options: so many times as fast as without."""
+    every_row: bool = False
+    """Declared without `where`, as the peers' statements are: nothing is left to be proved."""
     in_short: bool = False
 
 
@@ -88,6 +90,9 @@ def variants(database: str, job: str, drivers: Sequence[str]) -> list[Variant]:
 def ours(database: str, job: str, drivers: Sequence[str]) -> list[Ours]:
     """With its first driver it is just `backfill`."""
     found = [Ours("backfill", "backfill", next(iter(drivers), None), in_short=True)]
+    if job == "set":
+        title = "backfill, no `where`"
+        found.append(Ours("backfill_all", title, found[0].driver, every_row=True, in_short=True))
     if database == "postgresql":
         two = ("--workers", "2")
         title = "backfill --workers 2"
@@ -112,16 +117,17 @@ def compared_with(
 ) -> tuple[Variant, Variant] | None:
     """Which of two is to be how much faster than the other one, if the two are there.
 
-    A peer stands against ours on the same driver, or else on the first one.
+    A peer stands against ours on the same driver, or else on the first one; against the one that
+    does what it does, where there is one.
     """
     plain = [other for other in candidates if isinstance(other, Ours) and not other.options]
-    same = [other for other in plain if other.driver == variant.driver]
-    rival = next(iter(same or plain), None)
-    if rival is None or rival is variant:
-        return None
+    same = [other for other in plain if other.driver == variant.driver] or plain
     if isinstance(variant, Ours):
-        return (variant, rival) if variant.options else None
-    return rival, variant
+        rival = next((other for other in same if not other.every_row), None)
+        is_special = bool(variant.options) or variant.every_row
+        return (variant, rival) if is_special and rival is not None else None
+    rival = min(same, key=lambda other: not other.every_row, default=None)
+    return None if rival is None else (rival, variant)
 
 
 def missing(variant: Variant) -> list[str]:
