@@ -62,6 +62,7 @@ T = TypeVar("T")
 
 _OLDER_TRANSACTIONS_SECONDS = 0.2
 _HELPERS = 1
+"""One core of the server more than one reader uses."""
 _SOON = 1.0
 """Seconds of a wait that need not be told."""
 
@@ -86,6 +87,8 @@ class Runner:
         self.report = report
         self.name = target.declaration.name
         self.trail = Trail()
+        self._helpers = 0
+        """Connections more that read for the proof."""
         self._sweeps = Sweeps(target)
         label, by_index = label_of(self.name), not target.key.is_single
         self.limits = replace(
@@ -123,7 +126,7 @@ class Runner:
                 while True:
                     self.walk_pass(run, pace)
                     self._patiently(self._resume_running, run)
-                    if self._patiently(self.is_proved, run, self._helpers(pace)):
+                    if self._patiently(self.is_proved, run):
                         return self._patiently(self.finish, run)
                     self._patiently(pace.look)
                     run = self._patiently(self.next_pass, run, pace.settings.max_passes)
@@ -284,6 +287,10 @@ class Runner:
             work_in_threads(
                 lambda: self._patiently(self._worker, run, pace), how.workers, self.budget
             )
+        is_alone = (
+            how.processes == 1 and not pace.has_company
+        )  # processes keep theirs to themselves
+        self._helpers = max(how.workers - 1, _HELPERS) if is_alone else 0
         self._patiently(self._wait_for_others, run)
 
     def _worker(self, run: Run, pace: Pace) -> Worker:
@@ -309,7 +316,7 @@ class Runner:
 
     # -- proving -----------------------------------------------------------------------
 
-    def is_proved(self, run: Run, helpers: int = 0) -> bool:
+    def is_proved(self, run: Run) -> bool:
         """Whether no row is pending, seen after every transaction from before the bound ended."""
         if self.target.pending is None:
             return True
@@ -319,16 +326,12 @@ class Runner:
             quarantined = [failure.key for failure in self.store.failures(run)]
             walked = list(self.trail.stretches(self.store.ranges(run)))
             readers = Readers(
-                self._reader(connection), helpers, self._another_reader, self.target.dialect.call
+                self._reader(connection),
+                self._helpers,
+                self._another_reader,
+                self.target.dialect.call,
             )
             return not any_pending(readers, self.target, quarantined, walked=walked)
-
-    def _helpers(self, pace: Pace) -> int:
-        """How many connections more may read for the proof: one core of the server more, or as
-        many as it was allowed to walk with; none while others are at work, or unseen."""
-        if self.settings.processes > 1 or pace.has_company:
-            return 0
-        return max(self.settings.workers - 1, _HELPERS)
 
     @contextmanager
     def _another_reader(self) -> Iterator[Reader]:
