@@ -375,9 +375,11 @@ def fill_log(stage: Stage) -> Attempt:
                 server.execute("SELECT pg_logical_emit_message(false, '', repeat('.', 1000000))")
         wait_until(lambda: has_told(process, '"event": "retry"'), process)
         ballast.unlink()
-        if not server.is_running:
+        try:
+            server.wait_until_ready()
+        except RuntimeError:  # it has ended, maybe only when it tried to come up
             server.start_again()
-        server.wait_until_ready()
+            server.wait_until_ready()
         recover(counting, process)
         return finished(counting, process)
 

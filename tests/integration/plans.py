@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -48,6 +49,14 @@ class Reads(NamedTuple):
     entries: float = 0
 
 
+class _Here(threading.local):
+    """What a thread is about: the proof is read by several."""
+
+    is_asking = False
+    statement: Statement
+    before: Reads
+
+
 class Watch:
     """Notes every SELECT, UPDATE and DELETE on a table while it is entered."""
 
@@ -66,7 +75,7 @@ class Watch:
         self._engine = engine
         self._table = table
         self._words = re.compile(rf"\s*(?:SELECT|UPDATE|DELETE|WITH)\b.*\b{table}\b", re.DOTALL)
-        self._is_asking = False
+        self._here = _Here()
 
     def settle(self) -> None:
         with self._engine.connect() as connection:
@@ -96,33 +105,34 @@ class Watch:
     def _before(
         self, connection: Any, cursor: Any, text: str, given: Any, context: Any, is_many: bool
     ) -> None:
-        if self._is_asking or not self._words.match(text):
+        if self._here.is_asking or not self._words.match(text):
             return
-        self._is_asking = True
+        self._here.is_asking = True
         statement = self._explained(connection, text, given[0] if is_many else given)
         self._begin(connection, statement)
-        self._is_asking = False
+        self._here.is_asking = False
+        self._here.statement = statement
         self.statements.append(statement)
 
     def _after(
         self, connection: Any, cursor: Any, text: str, given: Any, context: Any, is_many: bool
     ) -> None:
-        if self._is_asking or not self._words.match(text):
+        if self._here.is_asking or not self._words.match(text):
             return
-        self._is_asking = True
-        self._end(connection, self.statements[-1], max(0, cursor.rowcount))
-        self._is_asking = False
+        self._here.is_asking = True
+        self._end(connection, self._here.statement, max(0, cursor.rowcount))
+        self._here.is_asking = False
 
     def _explained(self, connection: sa.Connection, text: str, given: Any) -> Statement:
         raise NotImplementedError
 
     def _begin(self, connection: sa.Connection, statement: Statement) -> None:
-        self._before_it = self._count(connection)
+        self._here.before = self._count(connection)
 
     def _end(self, connection: sa.Connection, statement: Statement, rows: int) -> None:
         now = self._count(connection)
-        statement.reads = now.rows - self._before_it.rows
-        statement.passed = now.entries - self._before_it.entries
+        statement.reads = now.rows - self._here.before.rows
+        statement.passed = now.entries - self._here.before.entries
 
     def _count(self, connection: sa.Connection) -> Reads:
         raise NotImplementedError
