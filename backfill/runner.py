@@ -91,11 +91,7 @@ class Runner:
         """Connections more that read for the proof."""
         self._sweeps = Sweeps(target)
         label, by_index = label_of(self.name), not target.key.is_single
-        self.limits = replace(
-            Limits.of(settings, label, by_index=by_index),
-            awaits_disk=False,
-            are_lasting=not target.is_custom,
-        )
+        self.limits = replace(Limits.of(settings, label, by_index=by_index), awaits_disk=False)
         self._care = AfterCare(target, self.limits, settings, report, budget.stop.wait)
 
     def run(self, *, accept_change: bool = False, again: bool = False) -> Result:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ class Session:
     def __init__(self, target: Target, limits: Limits, turn: Turn, pace: Pace) -> None:
         self._dialect = target.dialect
         self._schema = target.table.schema
-        self._limits = limits
+        self._limits = replace(limits, are_lasting=not target.is_custom)
         self._turn = turn
         self._pace = pace
         self._connection: sa.Connection | None = None

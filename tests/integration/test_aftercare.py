@@ -206,6 +206,25 @@ def turns(execute: Execute) -> list[int]:
 
 
 @pytest.mark.requires("dead_rows")
+def test_vacuum_may_take_longer_than_a_chunk(engine: sa.Engine, execute: Execute) -> None:
+    make_things(execute)
+    limits = list[str]()
+
+    def look(_: Any, cursor: Any, statement: str, *_more: Any) -> None:
+        if statement.startswith("VACUUM"):
+            with cursor.connection.cursor() as another:
+                another.execute("SHOW statement_timeout")
+                limits.append(another.fetchone()[0])
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", look)
+    try:
+        complete(engine, FillM, chunk_size=100, vacuum_every=1_500, statement_timeout=4.4)
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", look)
+    assert limits == ["0"]
+
+
+@pytest.mark.requires("dead_rows")
 def test_vacuum_comes_every_so_many_rows(engine: sa.Engine, execute: Execute) -> None:
     make_things(execute)
     ran = complete(engine, FillM, chunk_size=100, vacuum_every=600)
