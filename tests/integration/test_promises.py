@@ -8,6 +8,7 @@ import logging
 import sys
 import threading
 import time
+from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -366,16 +367,22 @@ class Settings:
 
     def __init__(self, engine: sa.Engine) -> None:
         self.seen = set[tuple[str, ...]]()
-        self.told = 0
+        self._told = Counter[int]()
+        self._of_chunks = set[int]()
         sa.event.listen(engine, "before_cursor_execute", self.look)
 
     def look(self, _: Any, cursor: Any, statement: str, *_more: Any) -> None:
-        self.told += "set_config" in statement
+        self._told[id(cursor.connection)] += "set_config" in statement
         if statement.startswith("UPDATE things"):
+            self._of_chunks.add(id(cursor.connection))
             settings = ", ".join(f"current_setting('{name}')" for name in self.names)
             with cursor.connection.cursor() as another:
                 another.execute(f"SELECT {settings}")
                 self.seen.add(another.fetchone())
+
+    @property
+    def told(self) -> int:
+        return sum(self._told[connection] for connection in self._of_chunks)
 
 
 class ResetsAll(Backfill):
@@ -414,12 +421,16 @@ def spread_readers(
     put(engine, *((i, 0, None) for i in range(400)))
     change_once = lambda: change(engine, 390, m=None)  # noqa: E731
     before_first_call(monkeypatch, runner, "any_pending", change_once)
-    threads = set[str]()
+    threads, has_come = set[str](), threading.Event()
 
     def look(_: Any, _cursor: Any, statement: str, *_more: Any) -> None:
         if "count(*)" in statement or "EXISTS" in statement:
-            threads.add(threading.current_thread().name.partition("_")[0])
-            time.sleep(0.005)  # no reader is done before the other one has come
+            name = threading.current_thread().name.partition("_")[0]
+            threads.add(name)
+            if "reader" in name:
+                has_come.set()
+            elif not has_company:
+                has_come.wait(0.25)  # else the first one might be done before
 
     sa.event.listen(engine, "before_cursor_execute", look)
     try:
