@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from backfill import store
 from backfill.chunks import LONGEST_STRIDE, Ranged, Walk, last_key, pending_condition
 from backfill.dialects import ErrorKind
-from backfill.dialects.readers import Readers
+from backfill.dialects.readers import Reader, Readers
 from backfill.keys import START, KeyValues
 from backfill.runs import Status
 from backfill.targets import condition_of
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from backfill.declaration import Backfill
-    from backfill.dialects.readers import Reader, Reading
+    from backfill.dialects.readers import Reading
     from backfill.targets import Target
 
 
@@ -33,7 +33,7 @@ def incomplete_reason(
     succeeded, or the table is empty.
     """
     if target.pending is not None:
-        if not any_pending(Readers.alone(connection, reading), target):
+        if not any_pending(Readers(Reader(connection, reading)), target):
             return None
         with reading():
             return f"rows of {target.table.fullname} are pending{_quarantine(connection, target)}"

@@ -16,7 +16,7 @@ from backfill import owners, retries, sync
 from backfill.aftercare import AfterCare
 from backfill.budget import Stopped
 from backfill.dialects import ErrorKind, Limits
-from backfill.dialects.readers import Reader, Readers
+from backfill.dialects.readers import Helpers, Reader, Readers
 from backfill.dialects.triggers import label_of
 from backfill.errors import (
     BackfillError,
@@ -61,8 +61,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _OLDER_TRANSACTIONS_SECONDS = 0.2
-_HELPERS = 1
-"""One core of the server more than one reader uses."""
+_FEWEST_HELPERS = 1
 _SOON = 1.0
 """Seconds of a wait that need not be told."""
 
@@ -87,8 +86,8 @@ class Runner:
         self.report = report
         self.name = target.declaration.name
         self.trail = Trail()
-        self._helpers = 0
-        """Connections more that read for the proof."""
+        self._helpers: Helpers | None = None
+        """Who reads for the proof beside us."""
         self._sweeps = Sweeps(target)
         label, by_index = label_of(self.name), not target.key.is_single
         self.limits = replace(Limits.of(settings, label, by_index=by_index), awaits_disk=False)
@@ -283,10 +282,7 @@ class Runner:
             work_in_threads(
                 lambda: self._patiently(self._worker, run, pace), how.workers, self.budget
             )
-        is_alone = (
-            how.processes == 1 and not pace.has_company
-        )  # processes keep theirs to themselves
-        self._helpers = max(how.workers - 1, _HELPERS) if is_alone else 0
+        self._helpers = self._helpers_beside(pace)
         self._patiently(self._wait_for_others, run)
 
     def _worker(self, run: Run, pace: Pace) -> Worker:
@@ -321,22 +317,21 @@ class Runner:
                 self._await_horizon(run, run.horizon, connection)
             quarantined = [failure.key for failure in self.store.failures(run)]
             walked = list(self.trail.stretches(self.store.ranges(run)))
-            readers = Readers(
-                self._reader(connection),
-                self._helpers,
-                self._another_reader,
-                self.target.dialect.call,
-            )
+            readers = Readers(self._reader(connection), self._helpers)
             return not any_pending(readers, self.target, quarantined, walked=walked)
+
+    def _helpers_beside(self, pace: Pace) -> Helpers | None:
+        """Return who may read beside us, for one core of the server more or as many as were allowed
+        to walk; nobody in company, nor after processes, which keep to themselves what they saw."""
+        if self.settings.processes > 1 or pace.has_company:
+            return None
+        count = max(self.settings.workers - 1, _FEWEST_HELPERS)
+        return Helpers(count, self._another_reader, self.target.dialect.call)
 
     @contextmanager
     def _another_reader(self) -> Iterator[Reader]:
-        dialect = self.target.dialect
-        connection = dialect.open(self.limits)
-        try:
+        with self.target.dialect.open(self.limits) as connection:
             yield self._reader(connection)
-        finally:
-            dialect.close(connection)
 
     def _reader(self, connection: sa.Connection) -> Reader:
         return Reader(connection, lambda: self._reading(connection))

@@ -6,7 +6,6 @@ import json
 import re
 from contextlib import contextmanager
 from decimal import Decimal
-from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import sqlalchemy as sa
@@ -20,6 +19,7 @@ from backfill.dialects.base import (
     Explanation,
     Limits,
 )
+from backfill.dialects.postgresql_blocks import any_in_blocks
 from backfill.dialects.postgresql_bulk import (
     DIMENSIONS,
     SQL_TYPE,
@@ -28,17 +28,17 @@ from backfill.dialects.postgresql_bulk import (
     prepare_driver,
 )
 from backfill.dialects.postgresql_rights import PostgreSQLRights
-from backfill.dialects.postgresql_sessions import is_direct, name_at_once
-from backfill.dialects.postgresql_triggers import LABEL, PostgreSQLTriggers
+from backfill.dialects.postgresql_sessions import keep_limits, limit, name_at_once
+from backfill.dialects.postgresql_triggers import PostgreSQLTriggers
 from backfill.dialects.postgresql_upkeep import PostgreSQLUpkeep
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from sqlalchemy.types import TypeEngine
 
     from backfill.dialects.bulk import BulkUpdate
-    from backfill.dialects.readers import Reader, Readers
+    from backfill.dialects.readers import Readers
     from backfill.keys import Key, KeyValues
     from backfill.settings import Settings
     from backfill.speed.readings import Signal
@@ -80,9 +80,6 @@ _RAW = (pg.CITEXT, pg.DOMAIN, pg.HSTORE, sa.types.NullType, sa.JSON)
 """Items of arrays that are better read as the driver gives them: it leaves most of these as text,
 whose characters SQLAlchemy takes for items, as it takes the lists in documents for dimensions."""
 _IS_ONE_HEAP = "backfill_is_one_heap"
-_SETTLED = "backfill_settled"
-"""The limits that a session keeps."""
-_LAST_BLOCK = 2**32 - 1
 _TID_RANGES = (14,)
 """The first version that reads `ctid BETWEEN …` without a scan of the whole table."""
 
@@ -100,13 +97,6 @@ class _QuotedNumeric(sa.Numeric[Any]):
 
     def result_processor(self, dialect: Any, coltype: Any) -> None:
         """The driver reads a Decimal."""
-
-
-class _Seen(Enum):
-    """What ends a proof block by block."""
-
-    A_ROW = "a pending row"
-    TWO_MOMENTS = "snapshots that differ"
 
 
 class PostgreSQL(Dialect):
@@ -129,7 +119,8 @@ class PostgreSQL(Dialect):
             prepare_driver(connection)
             _prepare_no_statements(connection)
             if limits.are_lasting:
-                self._settle(connection, limits)
+                with self.transaction(connection, limits, write=False):
+                    keep_limits(connection, limits)
         except BaseException:
             self.close(connection)
             raise
@@ -149,30 +140,7 @@ class PostgreSQL(Dialect):
         return "\n".join(["DO $backfill$ BEGIN", *lines, "END $backfill$;"])
 
     def begin(self, connection: sa.Connection, limits: Limits, *, write: bool) -> None:
-        if connection.info.get(_SETTLED) != limits:
-            self._set(connection, limits, is_local=True)
-
-    def _settle(self, connection: sa.Connection, limits: Limits) -> None:
-        """Set what a session that nobody else uses keeps from one transaction to the next."""
-        with self.transaction(connection, limits, write=False):
-            if not is_direct(connection):
-                return
-            self._set(connection, limits, is_local=False)
-        connection.info[_SETTLED] = limits
-
-    def _set(self, connection: sa.Connection, limits: Limits, *, is_local: bool) -> None:
-        connection.execute(
-            _SET_BY_INDEX if limits.by_index else _SET,
-            {
-                "lock": _milliseconds(limits.lock_timeout),
-                "statement": _milliseconds(limits.statement_timeout),
-                "idle": _milliseconds(limits.idle_timeout),
-                "label": limits.label,
-                "pooled": not is_direct(connection),
-                "awaits_disk": limits.awaits_disk,
-                "is_local": is_local,
-            },
-        )
+        limit(connection, limits)
 
     def _native_code(self, original: BaseException) -> str | int | None:
         return getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
@@ -318,38 +286,11 @@ class PostgreSQL(Dialect):
     def all_at_once(
         self, readers: Readers, table: sa.Table, condition: sa.ColumnElement[bool], rows: int
     ) -> bool | None:
-        """Read block after block. A row that is written meanwhile may move from where we have yet
-        to look to where we looked: so it counts only if every statement had the same snapshot,
-        which means that no transaction ended from the first to the last.
-        """
+        """Read a table that is one heap block after block."""
         version = readers.first.connection.dialect.server_version_info or ()
         if not table.info.get(_IS_ONE_HEAP) or version < _TID_RANGES:
             return None
-        name = self._quoted(table)
-        ctid: sa.ColumnElement[Any] = sa.literal_column(f"{name}.ctid")
-        low, high = (sa.cast(sa.bindparam(n, type_=sa.Text()), _Tid()) for n in ("low", "high"))
-        found = sa.select(sa.literal(1)).select_from(table)
-        found = found.where(ctid >= low, ctid < high, condition)
-        snapshot = sa.cast(sa.func.txid_current_snapshot(), sa.Text())
-        looking = sa.select(snapshot, found.exists())
-        with readers.first.reading():
-            of_table = {"table": name}
-            pages, density = readers.first.connection.execute(_PAGES_OF, of_table).one()
-        seen: set[str] = set()
-
-        def looking_with(reader: Reader) -> Callable[[dict[str, str]], _Seen | None]:
-            def look(blocks: dict[str, str]) -> _Seen | None:
-                with reader.reading():
-                    moment, is_found = reader.connection.execute(looking, blocks).one()
-                seen.add(moment)
-                if is_found:
-                    return _Seen.A_ROW
-                return _Seen.TWO_MOMENTS if len(seen) > 1 else None
-
-            return look
-
-        answer = readers.ask(_blocks(int(pages), max(1, int(rows / density))), looking_with)
-        return None if answer is _Seen.TWO_MOMENTS else answer is _Seen.A_ROW
+        return any_in_blocks(readers, table, self._quoted(table), condition, rows)
 
     def health(self, table: sa.Table, settings: Settings) -> list[Signal]:
         return postgresql_health.signals(self, self._quoted(table), settings)
@@ -386,14 +327,6 @@ class PostgreSQL(Dialect):
         return UnnestUpdate(target, writes, narrow, verifies=verifies)
 
 
-def _blocks(pages: int, step: int) -> Iterator[dict[str, str]]:
-    """Give where each look begins and ends. The last one has no end: rows may have moved there
-    since the size was read."""
-    for page in range(0, max(pages, 1), step):
-        end = page + step if page + step < pages else _LAST_BLOCK
-        yield {"low": f"({page},0)", "high": f"({end},0)"}
-
-
 def _prepare_no_statements(connection: sa.Connection) -> None:
     """Let psycopg name no prepared statement: behind a pooler in transaction mode the next
     transaction is another session's, where that name is missing or means another statement.
@@ -408,10 +341,6 @@ def _without_length(kind: str) -> str:
     """Return a type's name for which no length is read into it."""
     kind = re.sub(r"^character(?! varying)", "bpchar", kind)  # else character(1)
     return re.sub(r'^"?bit"?(?! varying)', "bit varying", kind)
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{max(1, round(seconds * 1000))}ms"
 
 
 # A join with pg_stats, itself a join, takes ten times as long as asking for one table's rows.
@@ -435,57 +364,6 @@ def _nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
     return [plan] + [node for child in plan.get("Plans", ()) for node in _nodes(child)]
 
 
-def _set(
-    name: str, value: str | sa.ColumnElement[Any], is_local: str = "is_local"
-) -> sa.ColumnElement[Any]:
-    """Return SQL that sets something to a parameter of this name, or to an expression."""
-    given = sa.bindparam(value, type_=sa.Text()) if isinstance(value, str) else value
-    return sa.func.set_config(name, given, sa.bindparam(is_local, type_=sa.Boolean()))
-
-
-# Where there are synchronous standbys, COMMIT waits for them as it was told to: the application's
-# do, and would stand behind all that we had written before.
-_SYNCHRONOUS_COMMIT = sa.case(
-    (
-        sa.or_(
-            sa.bindparam("awaits_disk", type_=sa.Boolean()),
-            sa.func.current_setting("synchronous_standby_names") != "",
-        ),
-        sa.func.current_setting("synchronous_commit"),
-    ),
-    else_="off",
-)
-_SET = sa.select(
-    _set("lock_timeout", "lock"),
-    _set("statement_timeout", "statement"),
-    _set("idle_in_transaction_session_timeout", "idle"),
-    _set("application_name", "label", "pooled"),
-    _set(LABEL, "label"),  # the same in full length, for the triggers of `sync`
-    _set("synchronous_commit", _SYNCHRONOUS_COMMIT),
-)
-# The planner judges row values by their first column alone: where one value of it holds most of
-# the table, it would scan all of it for each chunk.
-_SET_BY_INDEX = _SET.add_columns(
-    _set("enable_seqscan", sa.literal("off")),
-    _set("enable_bitmapscan", sa.literal("off")),
-)
-
-
-class _Tid(sa.types.UserDefinedType[str]):
-    """Where a row is stored: (block, number)."""
-
-    cache_ok = True
-
-    def get_col_spec(self, **_: Any) -> str:
-        return "TID"
-
-
-# Where statistics are missing, the most rows that fit (MaxHeapTuplesPerPage of 8 kB).
-_PAGES_OF = sa.text(
-    "SELECT pg_relation_size(oid) / CAST(current_setting('block_size') AS bigint),"
-    " CASE WHEN relpages > 0 AND reltuples > 0 THEN reltuples / relpages ELSE 291 END"
-    " FROM pg_class WHERE oid = CAST(:table AS regclass)"
-)
 _COLUMN_TYPES = sa.text(
     "SELECT attname, attndims,"
     " format_type(COALESCE(NULLIF(t.typbasetype, 0), t.oid), NULL) AS kind,"

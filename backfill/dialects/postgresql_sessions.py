@@ -1,4 +1,5 @@
-"""Sessions on PostgreSQL: what tells that one is ours, and whether a pooler is in between."""
+"""Sessions on PostgreSQL: what tells that one is ours, whether a pooler is in between, and the
+limits that its transactions have."""
 
 from __future__ import annotations
 
@@ -6,12 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from backfill.dialects.postgresql_triggers import LABEL
 from backfill.dialects.watchdog import is_connecting
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
+    from backfill.dialects.base import Limits
+
 _IS_DIRECT = "backfill_is_direct"
+_KEPT = "backfill_kept_limits"
 _AT_FIRST = "backfill: begins"
 """Until its first transaction says what it does."""
 
@@ -58,3 +63,75 @@ def _number_when_it_began(connection: sa.Connection) -> int | None:
 
 
 _NUMBER = sa.text("SELECT pg_backend_pid()")
+
+
+# -- limits --------------------------------------------------------------------------------------
+
+
+def limit(connection: sa.Connection, limits: Limits) -> None:
+    """Set a transaction's limits, unless its session keeps the same."""
+    if connection.info.get(_KEPT) != limits:
+        _tell(connection, limits, is_local=True)
+
+
+def keep_limits(connection: sa.Connection, limits: Limits) -> None:
+    """Let all transactions of a new session have these limits, if it is ours alone; in a
+    transaction of the caller's, who closes the connection if that does not end well."""
+    if is_direct(connection):
+        _tell(connection, limits, is_local=False)
+        connection.info[_KEPT] = limits
+
+
+def _tell(connection: sa.Connection, limits: Limits, *, is_local: bool) -> None:
+    connection.execute(
+        _SET_BY_INDEX if limits.by_index else _SET,
+        {
+            "lock": _milliseconds(limits.lock_timeout),
+            "statement": _milliseconds(limits.statement_timeout),
+            "idle": _milliseconds(limits.idle_timeout),
+            "label": limits.label,
+            "pooled": not is_direct(connection),
+            "awaits_disk": limits.awaits_disk,
+            "is_local": is_local,
+        },
+    )
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{max(1, round(seconds * 1000))}ms"
+
+
+def _set(
+    name: str, value: str | sa.ColumnElement[Any], is_local: str = "is_local"
+) -> sa.ColumnElement[Any]:
+    """Return SQL that sets something to a parameter of this name, or to an expression."""
+    given = sa.bindparam(value, type_=sa.Text()) if isinstance(value, str) else value
+    return sa.func.set_config(name, given, sa.bindparam(is_local, type_=sa.Boolean()))
+
+
+# Where there are synchronous standbys, COMMIT waits for them as it was told to: the application's
+# do, and would stand behind all that we had written before.
+_SYNCHRONOUS_COMMIT = sa.case(
+    (
+        sa.or_(
+            sa.bindparam("awaits_disk", type_=sa.Boolean()),
+            sa.func.current_setting("synchronous_standby_names") != "",
+        ),
+        sa.func.current_setting("synchronous_commit"),
+    ),
+    else_="off",
+)
+_SET = sa.select(
+    _set("lock_timeout", "lock"),
+    _set("statement_timeout", "statement"),
+    _set("idle_in_transaction_session_timeout", "idle"),
+    _set("application_name", "label", "pooled"),
+    _set(LABEL, "label"),  # the same in full length, for the triggers of `sync`
+    _set("synchronous_commit", _SYNCHRONOUS_COMMIT),
+)
+# The planner judges row values by their first column alone: where one value of it holds most of
+# the table, it would scan all of it for each chunk.
+_SET_BY_INDEX = _SET.add_columns(
+    _set("enable_seqscan", sa.literal("off")),
+    _set("enable_bitmapscan", sa.literal("off")),
+)

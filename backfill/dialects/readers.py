@@ -36,28 +36,23 @@ class Reader:
     reading: Reading = nullcontext
 
 
+@dataclass(frozen=True, slots=True)
+class Helpers:
+    """Readers more, each in a thread of its own."""
+
+    count: int
+    opened: Callable[[], AbstractContextManager[Reader]]
+    """Opens a connection for one of them."""
+    call: Callable[..., None]
+    """Calls a function in such a thread as the driver needs it."""
+
+
 class Readers:
-    """One reader, and helpers, each of which opens a connection of its own in a thread.
+    """One reader, and helpers where there may be some."""
 
-    `opened` opens it; `call` calls a function in its thread as the driver needs it.
-    """
-
-    def __init__(
-        self,
-        first: Reader,
-        helpers: int = 0,
-        opened: Callable[[], AbstractContextManager[Reader]] | None = None,
-        call: Callable[..., None] = lambda function, *given: function(*given),
-    ) -> None:
+    def __init__(self, first: Reader, helpers: Helpers | None = None) -> None:
         self.first = first
-        self._helpers = helpers if opened is not None else 0
-        self._opened = opened or (lambda: nullcontext(first))
-        self._call = call
-
-    @classmethod
-    def alone(cls, connection: sa.Connection, reading: Reading = nullcontext) -> Readers:
-        """Return one reader without helpers."""
-        return cls(Reader(connection, reading))
+        self._helpers = helpers
 
     def ask(
         self, things: Iterable[T], looking: Callable[[Reader], Callable[[T], A | None]]
@@ -68,29 +63,30 @@ class Readers:
         so the looks begin in order. Raises the first error that one of them met.
         """
         question = _Question(things, looking)
-        helpers = min(self._helpers, len(question.left) // _EACH)
-        if not helpers:
+        helpers = self._helpers
+        count = min(helpers.count, len(question.left) // _EACH) if helpers else 0
+        if not helpers or not count:
             question.work_on(self.first)
             return question.answer
-        with ThreadPoolExecutor(helpers, thread_name_prefix="backfill-reader") as pool:
-            context = copy_context()
+        with ThreadPoolExecutor(count, thread_name_prefix="backfill-reader") as pool:
             futures = [
-                pool.submit(context.copy().run, self._call, self._help, question)
-                for _ in range(helpers)
+                pool.submit(copy_context().run, helpers.call, _help, helpers, question)
+                for _ in range(count)
             ]
             question.work_on(self.first)
         for future in futures:
             future.result()
         return question.answer
 
-    def _help(self, question: _Question[Any, Any]) -> None:
-        with ExitStack() as stack:
-            try:
-                reader = stack.enter_context(self._opened())
-            except (sa.exc.DBAPIError, OSError) as error:  # as where no connection is free
-                logger.debug("one reader less: %s", type(error).__name__)
-                return
-            question.work_on(reader)
+
+def _help(helpers: Helpers, question: _Question[Any, Any]) -> None:
+    with ExitStack() as stack:
+        try:
+            reader = stack.enter_context(helpers.opened())
+        except (sa.exc.DBAPIError, OSError) as error:  # as where no connection is free
+            logger.debug("one reader less: %s", type(error).__name__)
+            return
+        question.work_on(reader)
 
 
 class _Question(Generic[T, A]):

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from backfill import Backfill, budget, proof, quarantine, runner, settings, trail
 from backfill.budget import Budget
 from backfill.dialects import dialect_for
-from backfill.dialects.readers import Readers
+from backfill.dialects.readers import Reader, Readers
 from backfill.runs import Outcome, Status
 from backfill.speed.pacing import Pace
 from backfill.store import Store
@@ -185,7 +185,7 @@ def test_row_that_moves_behind_the_end_of_the_table_is_seen(
             yield
 
     with target.dialect.open(LIMITS) as connection:
-        assert proof.any_pending(Readers.alone(connection, reading), target)
+        assert proof.any_pending(Readers(Reader(connection, reading)), target)
     assert len(reads) > 2
 
 
@@ -360,7 +360,7 @@ def test_only_what_is_done_again_may_be_lost_in_a_crash(
     assert commits.seen == {("backfill: count_up", "off"), ("backfill: state", "on")}
 
 
-class Settings:
+class SettingsOfChunks:
     """What each chunk's transaction was limited to, and how often that was told."""
 
     names = ("lock_timeout", "statement_timeout", "synchronous_commit", "enable_seqscan")
@@ -405,7 +405,7 @@ def test_each_chunk_has_its_limits(
     """Which are told once where nobody else could change them."""
     chunks = 40
     put(engine, *((i, 0, None) for i in range(10 * chunks)))
-    settings = Settings(engine)
+    settings = SettingsOfChunks(engine)
     complete(engine, way, lock_timeout=0.033, statement_timeout=4.4)
     assert settings.seen == {("33ms", "4400ms", "off", "on")}
     assert (settings.told < chunks) == is_told_once
@@ -419,8 +419,7 @@ def spread_readers(
         monkeypatch.setattr(module, "LONGEST_STRIDE", 10)
     monkeypatch.setattr(Pace, "has_company", has_company)
     put(engine, *((i, 0, None) for i in range(400)))
-    change_once = lambda: change(engine, 390, m=None)  # noqa: E731
-    before_first_call(monkeypatch, runner, "any_pending", change_once)
+    before_first_call(monkeypatch, runner, "any_pending", lambda: change(engine, 390, m=None))
     threads, has_come = set[str](), threading.Event()
 
     def look(_: Any, _cursor: Any, statement: str, *_more: Any) -> None:

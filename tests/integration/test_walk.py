@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from backfill import Backfill, chunks, proof, trail
 from backfill.chunks import Chunk, Walk, last_key
 from backfill.dialects import dialect_for
-from backfill.dialects.readers import Readers
+from backfill.dialects.readers import Reader, Readers
 from backfill.keys import START
 from backfill.proof import any_pending, count_pending
 from backfill.targets import Target, bind
@@ -292,9 +292,9 @@ def test_proof_sees_every_pending_row(
             with Scans(connection.engine, keys, pending) as scans:
                 assert count_pending(connection, target) == len(pending)
             assert max(scans.rows, default=0) <= STRIDE
-            assert any_pending(Readers.alone(connection), target) == bool(pending)
+            assert any_pending(Readers(Reader(connection)), target) == bool(pending)
             left = len(pending) > len(quarantined)
-            assert any_pending(Readers.alone(connection), target, quarantined) == left
+            assert any_pending(Readers(Reader(connection)), target, quarantined) == left
 
     check()
 
@@ -312,7 +312,7 @@ def test_proof_by_key_takes_no_more_than_a_look_a_stride(
             holding(engine, table, NUMBERED, [NUMBERED[pending]]) as connection,
             Scans(connection.engine, NUMBERED, []) as scans,
         ):
-            assert any_pending(Readers.alone(connection), target)
+            assert any_pending(Readers(Reader(connection)), target)
         assert len(scans.rows) == strides * 2
 
 
@@ -329,7 +329,7 @@ def test_proof_of_what_was_walked_takes_one_look_a_stride(
             holding(engine, table, NUMBERED, [pending] if pending else []) as connection,
             Scans(connection.engine, NUMBERED, []) as scans,
         ):
-            assert any_pending(Readers.alone(connection), target, walked=passed) == (
+            assert any_pending(Readers(Reader(connection)), target, walked=passed) == (
                 pending is not None
             )
         assert len(scans.rows) <= len(passed)

@@ -17,7 +17,7 @@ from unittest.mock import patch
 import sqlalchemy as sa
 
 from backfill import keys, retries, runner, tables
-from backfill.dialects import Dialect, ErrorKind, Limits, Overtaken, postgresql
+from backfill.dialects import Dialect, ErrorKind, Limits, Overtaken, postgresql_sessions
 from backfill.dialects.postgresql import PostgreSQL
 from backfill.dialects.sqlite import SQLite
 from backfill.errors import CommitUnknown
@@ -429,7 +429,9 @@ def session_settings() -> Iterator[None]:
     names = ("_SET", "_SET_BY_INDEX")
     with ExitStack() as stack:
         for name in names:
-            stack.enter_context(patch.object(postgresql, name, lasting(getattr(postgresql, name))))
+            stack.enter_context(
+                patch.object(postgresql_sessions, name, lasting(getattr(postgresql_sessions, name)))
+            )
         yield
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,7 +12,7 @@ import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backfill.dialects.readers import Reader, Readers
+from backfill.dialects.readers import Helpers, Reader, Readers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,13 +25,17 @@ def reader(name: str) -> Reader:
     return Reader(cast("sa.Connection", name))
 
 
+def call(function: Callable[..., None], *given: Any) -> None:
+    function(*given)
+
+
 class Crowd:
     """A reader with helpers, and how many connections these opened and closed."""
 
     def __init__(self, helpers: int, *, refuses: Exception | None = None) -> None:
         self.opened = self.closed = 0
         self.refuses = refuses
-        self.readers = Readers(reader("first"), helpers, self.another)
+        self.readers = Readers(reader("first"), Helpers(helpers, self.another, call))
 
     @contextmanager
     def another(self) -> Iterator[Reader]:
@@ -92,6 +97,7 @@ def test_error_of_one_ends_all(where: str) -> None:
                 met.set()
                 raise ValueError
             assert met.wait(PATIENCE)
+            time.sleep(0.001)  # so that the other one can say what it met
             after.append(thing)
 
         return look
