@@ -321,12 +321,13 @@ class Runner:
             return not any_pending(readers, self.target, quarantined, walked=walked)
 
     def _helpers_beside(self, pace: Pace) -> Helpers | None:
-        """Return who may read beside us, for one core of the server more or as many as were allowed
-        to walk; nobody in company, nor after processes, which keep to themselves what they saw."""
-        if self.settings.processes > 1 or pace.has_company:
+        """Return who may read beside us while nobody else is at work, for one core of the server
+        more or as many as may walk. With processes nobody: these keep the signals to themselves."""
+        if self.settings.processes > 1:
             return None
         count = max(self.settings.workers - 1, _FEWEST_HELPERS)
-        return Helpers(count, self._another_reader, self.target.dialect.call)
+        call = self.target.dialect.call
+        return Helpers(count, self._another_reader, call, lambda: not pace.sees_company())
 
     @contextmanager
     def _another_reader(self) -> Iterator[Reader]:

@@ -45,6 +45,8 @@ class Helpers:
     """Opens a connection for one of them."""
     call: Callable[..., None]
     """Calls a function in such a thread as the driver needs it."""
+    are_welcome: Callable[[], bool]
+    """Asked before each read; who is not welcome any more leaves the rest to the first one."""
 
 
 class Readers:
@@ -80,13 +82,15 @@ class Readers:
 
 
 def _help(helpers: Helpers, question: _Question[Any, Any]) -> None:
+    if not helpers.are_welcome():
+        return
     with ExitStack() as stack:
         try:
             reader = stack.enter_context(helpers.opened())
         except (sa.exc.DBAPIError, OSError) as error:  # as where no connection is free
             logger.debug("one reader less: %s", type(error).__name__)
             return
-        question.work_on(reader)
+        question.work_on(reader, helpers.are_welcome)
 
 
 class _Question(Generic[T, A]):
@@ -99,11 +103,11 @@ class _Question(Generic[T, A]):
         self.answer: A | None = None
         self._looking = looking
 
-    def work_on(self, reader: Reader) -> None:
+    def work_on(self, reader: Reader, goes_on: Callable[[], bool] = lambda: True) -> None:
         """Look at one thing after the other, until nothing is left, or somebody has an answer."""
         look = self._looking(reader)
         try:
-            while (thing := self._next()) is not None:
+            while goes_on() and (thing := self._next()) is not None:
                 answer = look(thing)
                 if answer is not None:
                     self.answer = answer

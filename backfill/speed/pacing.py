@@ -218,8 +218,15 @@ class Pace:
 
     @property
     def has_company(self) -> bool:
-        """Whether others are at work, as far as anybody knows."""
+        """Whether others were at work when somebody looked last."""
         return self._company_since is not None
+
+    def sees_company(self) -> bool:
+        """Look whether others are at work."""
+        verdict = self._throttle.verdict()
+        with self._lock:
+            self._note_company(verdict)
+            return self.has_company
 
     @property
     def sharing(self) -> int:

@@ -417,7 +417,7 @@ def spread_readers(
     """The threads that looked for pending rows after a run over many strides."""
     for module in (proof, trail):
         monkeypatch.setattr(module, "LONGEST_STRIDE", 10)
-    monkeypatch.setattr(Pace, "has_company", has_company)
+    monkeypatch.setattr(Pace, "sees_company", lambda _: has_company)
     put(engine, *((i, 0, None) for i in range(400)))
     before_first_call(monkeypatch, runner, "any_pending", lambda: change(engine, 390, m=None))
     threads, has_come = set[str](), threading.Event()

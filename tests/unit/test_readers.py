@@ -32,10 +32,16 @@ def call(function: Callable[..., None], *given: Any) -> None:
 class Crowd:
     """A reader with helpers, and how many connections these opened and closed."""
 
-    def __init__(self, helpers: int, *, refuses: Exception | None = None) -> None:
+    def __init__(
+        self,
+        helpers: int,
+        *,
+        refuses: Exception | None = None,
+        are_welcome: Callable[[], bool] = lambda: True,
+    ) -> None:
         self.opened = self.closed = 0
         self.refuses = refuses
-        self.readers = Readers(reader("first"), Helpers(helpers, self.another, call))
+        self.readers = Readers(reader("first"), Helpers(helpers, self.another, call, are_welcome))
 
     @contextmanager
     def another(self) -> Iterator[Reader]:
@@ -116,3 +122,20 @@ def test_helper_that_gets_no_connection_is_done_without() -> None:
 
     assert crowd.readers.ask(range(50), looking) is None
     assert seen == list(range(50))
+
+
+@given(helpers=st.integers(1, 4), asked=st.integers(0, 30))
+def test_helpers_that_are_not_welcome_any_more_leave_the_rest(helpers: int, asked: int) -> None:
+    answers = iter([True] * asked)
+    crowd = Crowd(helpers, are_welcome=lambda: next(answers, False))
+    seen = list[tuple[Any, int]]()
+
+    def looking(of: Reader) -> Callable[[int], None]:
+        def look(thing: int) -> None:
+            seen.append((of.connection, thing))
+
+        return look
+
+    assert crowd.readers.ask(range(50), looking) is None
+    assert sorted(thing for _, thing in seen) == list(range(50))
+    assert sum(name == "helper" for name, _ in seen) <= asked
