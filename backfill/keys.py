@@ -113,7 +113,7 @@ class Key:
 
     def one_of(self, name: str) -> sa.ColumnElement[bool]:
         """Return the condition that a single key is in a list, bound under this name."""
-        return self.columns[0].in_(sa.bindparam(name, type_=self.types[0], expanding=True))
+        return self.dialect.key_in(self.columns[0], name, self.types[0])
 
     def other_than(self, keys: Sequence[KeyValues]) -> sa.ColumnElement[bool]:
         """Return the condition that the key is none of these."""

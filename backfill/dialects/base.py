@@ -344,6 +344,12 @@ class Dialect:
         deeper = self.key_upto(rest, operands[1:])
         return sa.and_(first <= operands[0], sa.or_(first < operands[0], deeper))
 
+    def key_in(
+        self, column: sa.ColumnElement[Any], name: str, kind: TypeEngine[Any]
+    ) -> sa.ColumnElement[bool]:
+        """Return `column IN (...)`, of values of a type that are bound as a list to a name."""
+        return column.in_(sa.bindparam(name, type_=kind, expanding=True))
+
     # -- tables ----------------------------------------------------------------------
 
     def unfit_table(self, connection: sa.Connection, table: sa.Table) -> str | None:

@@ -19,6 +19,7 @@ from backfill.dialects.mysql import MariaDB
 from tests.acceptance.counting import (
     PATIENCE_SECONDS,
     PYTHON,
+    SET_BASED,
     assert_counts,
     events,
     has_committed,
@@ -118,6 +119,21 @@ def test_run_from_plan_to_gate(project: AlembicProject, engine: sa.Engine) -> No
     gate = '\ndef upgrade():\n    op.require_backfill("count_down")\n'
     project.revision("b2", down="a1", body=gate)
     project.alembic("upgrade", "head")
+
+
+NEXT_HUNDREDTH = f"""{SET_BASED}
+    where = "n = 0 AND id % 100 = 7"
+"""
+
+
+def test_rows_that_lie_far_apart_are_written_by_their_keys(
+    project: AlembicProject, engine: sa.Engine
+) -> None:
+    prepare(project, engine, NEXT_HUNDREDTH, 10 * ROWS)
+    done = project.backfill("run", "--chunk-size=50")
+    assert done.returncode == 0, done.stderr
+    assert values_of_n(engine) == {0: 99 * ROWS // 10, 1: ROWS // 10}
+    assert_counts(project, ROWS // 10, scanned=10 * ROWS)
 
 
 def test_run_goes_on_where_it_stopped(project: AlembicProject, engine: sa.Engine) -> None:
