@@ -294,6 +294,7 @@ class Server:
 
     def start_again(self) -> None:
         """Start it on the files that a crash left, and on the same port."""
+        self.wait_until_it_has_ended()
         self._guardian = self._start_guarded(self.command())
         self.wait_until_ready()
 

@@ -379,7 +379,6 @@ def fill_log(stage: Stage) -> Attempt:
             server.wait_until_ready()
         except RuntimeError:  # it has ended, maybe only when it tried to come up
             server.start_again()
-            server.wait_until_ready()
         recover(counting, process)
         return finished(counting, process)
 
