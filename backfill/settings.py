@@ -118,7 +118,8 @@ class Settings:
     """MariaDB, MySQL: length of InnoDB's history list, which waits to be purged."""
     max_redo_fill: float = _limit(0.98, kinds.RATIO)
     """MariaDB, MySQL: how full the redo log may be; when it is full every writer waits. InnoDB
-    flushes in a hurry from 7/8 on, so that much less would leave it idle."""
+    flushes in a hurry from 7/8 on, so that much less would leave it idle. It is no matter where
+    surely nobody else is at work."""
     min_free_disk: int = _limit(512 * 1024**2, kinds.COUNT)
     """Bytes that must stay free where the data are, if they are on this machine."""
     throttle_file: str | None = setting(None, kinds.TEXT)

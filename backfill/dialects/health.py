@@ -91,9 +91,12 @@ class OthersAtWork(Gradual):
     ) -> None:
         self._are_seen = are_seen
         self._company = Company(clock)
+        self.were_missing = False
+        """Whether nobody was there when somebody looked last, as far as this user sees."""
 
     def read(self, reader: Reader) -> Reading:
         has_company = self._company.note(is_seen=self._are_seen(reader))
+        self.were_missing = not has_company
         return Reading(0.0, 1.0, 2.0, self.name, has_company=has_company)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import sqlalchemy as sa
 
-from backfill.dialects.base import LogFill
+from backfill.dialects.base import ErrorKind, LogFill
 from backfill.dialects.health import (
     OFTEN,
     SELDOM,
@@ -75,18 +75,46 @@ def signals(dialect: Dialect, words: Words, sessions: Sessions, settings: Settin
         time.sleep(_UNMARKED_SECONDS)
         return are_seen(reader)
 
+    others = OthersAtWork(are_surely_seen) if gives_way_to_company(settings) else None
+    alone = Alone(dialect, others)
     found: list[tuple[float, Signal]] = [
-        (gives_way_to_company(settings), OthersAtWork(are_surely_seen)),
         (settings.max_blocked_seconds, Blocked(settings.max_blocked_seconds, words, sessions)),
         (settings.max_active_sessions != 0, ThreadsRunning(settings, sessions)),
-        (settings.max_redo_fill, RedoFill(settings.max_redo_fill, words)),
+        (settings.max_redo_fill, RedoFill(settings.max_redo_fill, words, alone)),
         (settings.max_history_length, HistoryLength(settings.max_history_length, words)),
         (settings.min_free_disk, FreeDisk(settings.min_free_disk, DataDirectory())),
     ]
     if settings.replicas:
         replicas = [Replica(given, dialect) for given in settings.replicas]
         found.append((settings.max_replica_lag, ReplicaLag(settings, words, replicas)))
-    return [signal for is_on, signal in found if is_on]
+    chosen = [signal for is_on, signal in found if is_on]
+    return chosen if others is None else [others, *chosen]
+
+
+class Alone:
+    """Whether it is sure that nobody else is at work."""
+
+    def __init__(self, dialect: Dialect, others: OthersAtWork | None) -> None:
+        self._dialect = dialect
+        self._others = others
+        self._sees_everybody: bool | None = None
+
+    def __call__(self, reader: Reader) -> bool:
+        if self._others is None or not self._others.were_missing:
+            return False
+        if self._sees_everybody is None:
+            self._sees_everybody = self._may_see_everybody(reader)
+        return self._sees_everybody
+
+    def _may_see_everybody(self, reader: Reader) -> bool:
+        try:
+            with reader() as connection:
+                connection.execute(_NEEDS_PROCESS)
+        except sa.exc.DBAPIError as error:
+            if self._dialect.error_kind(error) is not ErrorKind.RIGHTS:
+                raise
+            return False
+        return True
 
 
 class _Privileged:
@@ -156,18 +184,22 @@ class HistoryLength(_Privileged, Gradual):
 class RedoFill(_Privileged, Gradual):
     """How full the redo log is: when it is full every writer waits for pages to be flushed.
 
-    It never stops us: who writes less sees it emptied within a second.
+    It never stops us: who writes less sees it emptied within a second. Where nobody else is at
+    work nobody else waits, and the server itself makes us wait for no longer than it must.
     """
 
     name = "redo log"
     _GENTLE: ClassVar[float] = 0.94
     """Of the limit: InnoDB itself lets a busy log be filled to some 0.9 (measured)."""
 
-    def __init__(self, limit: float, words: Words) -> None:
+    def __init__(self, limit: float, words: Words, is_alone: Callable[[Reader], bool]) -> None:
         self._limit = limit
         self._words = words
+        self._is_alone = is_alone
 
-    def read(self, reader: Reader) -> Reading:
+    def read(self, reader: Reader) -> Reading | None:
+        if self._is_alone(reader):
+            return None
         with reader() as connection:
             found = log_fill(connection, self._words)
         if found is None:
@@ -261,6 +293,7 @@ def _with_ours(text: str) -> sa.TextClause:
 
 
 _ME = sa.text("SELECT CURRENT_USER()")
+_NEEDS_PROCESS = sa.text("SELECT COUNT(*) FROM information_schema.innodb_trx")
 _DIRECTORY = sa.text("SELECT @@hostname AS host, @@datadir AS directory")
 _RUNNING = sa.text("SHOW GLOBAL STATUS LIKE 'Threads_running'")
 _OURS_RUNNING = _with_ours(

@@ -66,6 +66,10 @@ class DurableMariaDB(Measured, MariaDB):
             "--innodb-log-file-size=96M",
         ]
 
+    def create_user(self) -> None:
+        super().create_user()
+        self.execute("GRANT PROCESS ON *.* TO app@'%'")  # as the documentation asks for
+
 
 class Files:
     """SQLite: each database is a new file, and the client does the work."""

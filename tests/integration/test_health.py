@@ -487,6 +487,28 @@ def test_redo_log_fills_with_what_is_written(watch: Watch) -> None:
 
 
 @pytest.mark.requires("history_list")
+@pytest.mark.parametrize("sees_everybody", [True, False])
+def test_a_full_redo_log_is_no_matter_where_surely_nobody_else_is(
+    database: Database, sees_everybody: bool
+) -> None:
+    watch = Watch(database.admin_url if sees_everybody else database.url)
+    with watch.stack:
+        signals = watch.dialect.health(sa.Table("things", sa.MetaData()), resolve())
+        others, redo = (
+            next(signal for signal in signals if signal.name == name)
+            for name in ("others at work", "redo log")
+        )
+        assert redo.read(watch.reader) is not None  # nobody has looked who is there
+
+        def are_missing() -> bool:
+            reading = others.read(watch.reader)
+            return reading is not None and not reading.has_company
+
+        until(are_missing)
+        assert (redo.read(watch.reader) is None) is sees_everybody
+
+
+@pytest.mark.requires("history_list")
 def test_chunks_are_small_where_the_log_is_nearly_full_and_others_are_at_work(
     watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
