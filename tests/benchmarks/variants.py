@@ -89,15 +89,19 @@ def variants(database: str, job: str, drivers: Sequence[str]) -> list[Variant]:
 
 def ours(database: str, job: str, drivers: Sequence[str]) -> list[Ours]:
     """With its first driver it is just `backfill`."""
-    found = [Ours("backfill", "backfill", next(iter(drivers), None), in_short=True)]
-    if job == "set":
-        title = "backfill, no `where`"
-        found.append(Ours("backfill_all", title, found[0].driver, every_row=True, in_short=True))
+    first, every = next(iter(drivers), None), "no `where`"
+    found = [
+        Ours("backfill", "backfill", first, in_short=True),
+        Ours("backfill_all", f"backfill, {every}", first, every_row=True, in_short=True),
+    ]
     if database == "postgresql":
         two = ("--workers", "2")
         title = "backfill --workers 2"
-        found.append(Ours("backfill_2", title, found[0].driver, two, 1.5, job == "python"))
-    more = (Ours(f"backfill_{driver}", f"backfill, {driver}", driver) for driver in drivers[1:])
+        found.append(Ours("backfill_2", title, first, two, 1.5, job == "python"))
+    more = (
+        Ours(f"backfill_{driver}", f"backfill, {driver}, {every}", driver, every_row=True)
+        for driver in drivers[1:]
+    )
     return [*found, *more]
 
 
