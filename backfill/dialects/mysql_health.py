@@ -75,7 +75,8 @@ def signals(dialect: Dialect, words: Words, sessions: Sessions, settings: Settin
         time.sleep(_UNMARKED_SECONDS)
         return are_seen(reader)
 
-    others = OthersAtWork(are_surely_seen) if gives_way_to_company(settings) else None
+    is_asked = gives_way_to_company(settings) or bool(settings.max_redo_fill)
+    others = OthersAtWork(are_surely_seen) if is_asked else None
     alone = Alone(dialect, others)
     found: list[tuple[float, Signal]] = [
         (settings.max_blocked_seconds, Blocked(settings.max_blocked_seconds, words, sessions)),

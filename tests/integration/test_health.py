@@ -509,6 +509,14 @@ def test_a_full_redo_log_is_no_matter_where_surely_nobody_else_is(
 
 
 @pytest.mark.requires("history_list")
+def test_a_given_pace_leaves_the_redo_log_to_others_all_the_same(watch: Watch) -> None:
+    given = {"nice": 0, "target_seconds": 0.05}
+    assert watch.signal("others at work", **given).name
+    with pytest.raises(ValueError, match="not enough values"):
+        watch.signal("others at work", **given, max_redo_fill=0)
+
+
+@pytest.mark.requires("history_list")
 def test_chunks_are_small_where_the_log_is_nearly_full_and_others_are_at_work(
     watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
