@@ -95,6 +95,7 @@ class OthersAtWork(Gradual):
         """Whether nobody was there when somebody looked last, as far as this user sees."""
 
     def read(self, reader: Reader) -> Reading:
+        self.were_missing = False  # a look that fails has seen nothing
         has_company = self._company.note(is_seen=self._are_seen(reader))
         self.were_missing = not has_company
         return Reading(0.0, 1.0, 2.0, self.name, has_company=has_company)

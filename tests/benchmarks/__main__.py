@@ -8,10 +8,10 @@ private server that syncs to the disk as it does by default. Each fills a new ta
 database, which is vacuumed, analysed and flushed, and which autovacuum leaves alone; afterwards
 every row is checked, and a variant that left a wrong one ends the command. Rows a second are
 counted from the first work on an open connection to the end (ours: with the proof that none is
-left; set-based once more without a `where`, as the others' statements are, so that nothing is to be
-proved: that is what has to reach the goals). Ratios are taken turn by turn; shown are their median,
-lowest and highest. There is no pass mark: the goals stand beside the figures. All of it takes
-twenty minutes; `--short` two.
+left; once more without a `where`, as the others' statements are, so that nothing is to be proved:
+that is what has to reach the goals). Ratios are taken turn by turn; shown are their median, lowest
+and highest. There is no pass mark: the goals stand beside the figures. All of it takes twenty
+minutes; `--short` two.
 """
 
 from __future__ import annotations

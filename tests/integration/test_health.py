@@ -510,10 +510,23 @@ def test_a_full_redo_log_is_no_matter_where_surely_nobody_else_is(
 
 @pytest.mark.requires("history_list")
 def test_a_given_pace_leaves_the_redo_log_to_others_all_the_same(watch: Watch) -> None:
-    given = {"nice": 0, "target_seconds": 0.05}
-    assert watch.signal("others at work", **given).name
-    with pytest.raises(ValueError, match="not enough values"):
-        watch.signal("others at work", **given, max_redo_fill=0)
+    def watched(**more: Any) -> set[str]:
+        how = resolve(("the test", {"nice": 0, "target_seconds": 0.05, **more}))
+        return {signal.name for signal in watch.dialect.health(sa.Table("t", sa.MetaData()), how)}
+
+    assert {"others at work", "redo log"} <= watched()
+    assert not {"others at work", "redo log"} & watched(max_redo_fill=0)
+
+
+@pytest.mark.requires("history_list")
+def test_nobody_is_surely_missing_after_a_look_that_failed(watch: Watch) -> None:
+    answers = iter([False])
+    others = OthersAtWork(lambda reader: next(answers))
+    others.read(watch.reader)
+    assert others.were_missing
+    with pytest.raises(StopIteration):
+        others.read(watch.reader)
+    assert not others.were_missing
 
 
 @pytest.mark.requires("history_list")
