@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from backfill import owners, store
-from backfill.chunks import Ranged, Walk, last_key
+from backfill.chunks import Ranged
 from backfill.errors import LeaseHeld, RunFailed
 from backfill.failures import describe
 from backfill.keys import START
@@ -21,6 +21,7 @@ from backfill.proof import incomplete_reason
 from backfill.runs import NewRun, Status
 from backfill.targets import check_key
 from backfill.trail import Stretch
+from backfill.walk import Walk, last_key
 from backfill.writers import writer_for
 from backfill.writers.rows import RowsChanged
 

@@ -84,7 +84,9 @@ class Page:
         return self.reader.is_plain and self.rows == other.rows
 
     def __add__(self, other: Page) -> Page:
-        return replace(other, rows=[*self.rows, *other.rows]) if self.rows else other
+        if not self.rows or not other.rows:
+            return self if self.rows else other
+        return replace(other, rows=[*self.rows, *other.rows])
 
     def part(self, start: int, stop: int | None = None) -> Page:
         """Return some of the rows."""
@@ -103,19 +105,19 @@ class PageReader:
 
     def __init__(self, target: Target, *, keys_only: bool = False) -> None:
         key = target.key
-        reads_rows = target.computes and not keys_only
+        self.reads_rows = target.computes and not keys_only
         self.is_blind = target.computes and keys_only
         """Rows are yet to be read: only their keys are known."""
         self._dialect = target.dialect
         self._schema = target.table.schema
         self.width = len(key.columns)
-        reads = target.reads if reads_rows else []
+        reads = target.reads if self.reads_rows else []
         is_exact = all(c.type is kind for c, kind in zip(key.columns, key.types, strict=True))
         self._first = 0 if is_exact else self.width
         extra = reads[self.width :] if is_exact else reads
         values: list[sa.ColumnElement[Any]] = [*key.selected, *extra]
         self._end = len(values)
-        version = target.dialect.row_version(target.table) if reads_rows else None
+        version = target.dialect.row_version(target.table) if self.reads_rows else None
         self.columns = values if version is None else [*values, version]
         self._copied = {i for i, c in enumerate(values) if not isinstance(c.type, _IMMUTABLE)}
         self.loose = [i for i, c in enumerate(values) if not target.dialect.is_typed(c.type)]
@@ -132,6 +134,11 @@ class PageReader:
     def empty(self) -> Page:
         """A page of no rows."""
         return Page((), self)
+
+    def of_numbers(self, keys: Sequence[int]) -> Page:
+        """Return a page of rows of which the key, a whole number, is all that is read."""
+        self.key, self._has_plain_key = tuple, True
+        return Page([(key,) for key in keys], self)
 
     def fetch(self, result: sa.CursorResult[Any]) -> Page:
         """Read a whole result past SQLAlchemy's rows, which cost more than all else here."""

@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from backfill import aftercare, store, sync
-from backfill.chunks import Chunk, Walk, last_key, pending_condition
 from backfill.dialects import Limits, Overtaken
 from backfill.errors import BackfillError
 from backfill.failures import describe
 from backfill.keys import START, KeyValues, alike
 from backfill.runs import Status
+from backfill.walk import Walk, last_key, pending_condition
 from backfill.writers import Written, writer_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from backfill.chunks import Chunk
     from backfill.settings import Settings
     from backfill.targets import Target
     from backfill.writers.base import Writer

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from backfill import store
-from backfill.chunks import LONGEST_STRIDE, Ranged, Walk, last_key, pending_condition
+from backfill.chunks import LONGEST_STRIDE, Ranged
 from backfill.dialects import ErrorKind
 from backfill.dialects.readers import Reader, Readers
 from backfill.keys import START, KeyValues
 from backfill.runs import Status
 from backfill.targets import condition_of
 from backfill.trail import Stretch
+from backfill.walk import Walk, last_key, pending_condition
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

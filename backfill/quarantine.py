@@ -6,13 +6,14 @@ import time
 from typing import TYPE_CHECKING
 
 from backfill import retries
-from backfill.chunks import Chunk, Walk
+from backfill.chunks import Chunk
 from backfill.dialects import ErrorKind, Limits
 from backfill.errors import InvalidTransition, LeaseLost
 from backfill.failures import describe
 from backfill.keys import START
 from backfill.runs import Status
 from backfill.targets import check_key
+from backfill.walk import Walk
 from backfill.writers import writer_for
 from backfill.writers.rows import is_about_a_row
 

@@ -6,9 +6,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from backfill import owners
-from backfill.chunks import last_key
 from backfill.errors import StateError
 from backfill.keys import START, KeyValues
+from backfill.walk import last_key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

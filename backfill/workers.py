@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from backfill import owners, retries
 from backfill.aftercare import Vacuuming
 from backfill.budget import Stopped
-from backfill.chunks import Chunk, Walk
 from backfill.dialects import ErrorKind, Overtaken
 from backfill.errors import LeaseLost, RowsKeptChanging, RowsTooSlow, RunFailed
 from backfill.failures import describe
@@ -27,6 +26,7 @@ from backfill.speed.loggate import LogGate
 from backfill.speed.pacing import Done, Rate
 from backfill.speed.sizing import CEILING, CEILING_IN_MEMORY, Sizer
 from backfill.trail import Trail
+from backfill.walk import Walk
 from backfill.writers import Written, writer_for
 from backfill.writers.rows import RowsChanged, RowsWriter, is_about_a_row
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     import tenacity
 
     from backfill.budget import Budget
+    from backfill.chunks import Chunk
     from backfill.dialects import Limits, LogFill
     from backfill.keys import KeyValues
     from backfill.retries import Policy

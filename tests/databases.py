@@ -56,6 +56,7 @@ CAPABILITIES: Mapping[str, str] = {
     "standbys": "Another server can follow this one, by its write-ahead log.",
     "history_list": "Old versions of rows are kept apart until they are purged.",
     "deferred_constraints": "A foreign key can be looked at when the transaction is committed.",
+    "cut_values": "What GROUP_CONCAT gives is cut off at a length that a session may set.",
     "generic_plans": "A prepared statement can be planned once, for any parameters.",
 }
 
@@ -67,11 +68,11 @@ CAPABILITIES_OF: Mapping[str, frozenset[str]] = {
         }
     ),
     "postgresql": frozenset(CAPABILITIES)
-    - {"plain_engines", "attached_files", "untyped_columns", "history_list"},
+    - {"plain_engines", "attached_files", "untyped_columns", "history_list", "cut_values"},
     "mariadb": frozenset(
         {
             *("server", "row_locks", "idle_timeout", "native_uuid", "plain_engines"),
-            *("exact_numbers", "history_list"),
+            *("exact_numbers", "history_list", "cut_values"),
         }
     ),
 }

@@ -350,6 +350,19 @@ class Dialect:
         """Return `column IN (...)`, of values of a type that are bound as a list to a name."""
         return column.in_(sa.bindparam(name, type_=kind, expanding=True))
 
+    def gathered(
+        self, column: sa.Column[Any], condition: sa.ColumnElement[bool]
+    ) -> sa.ColumnElement[Any]:
+        """Return SQL for a column's whole numbers, of all rows that match, in one value."""
+        return sa.func.group_concat(sa.case((condition, column)), type_=sa.String())
+
+    def numbers_in(self, gathered: Any) -> list[int] | None:
+        """Return the numbers in such a value; None: it holds others, or not all of them."""
+        try:
+            return [int(number) for number in gathered.split(",")] if gathered else []
+        except ValueError:
+            return None
+
     # -- tables ----------------------------------------------------------------------
 
     def unfit_table(self, connection: sa.Connection, table: sa.Table) -> str | None:

@@ -72,6 +72,8 @@ _NAMED = {
     3819: ("constraint", re.compile(r"^Check constraint '([^']+)'")),
 }
 _RANGES = {"range", "ref", "eq_ref", "const", "system"}
+_GATHERED_BYTES = 2 * 1024**2
+"""What may be in one value: 50,000 numbers of 20 digits, and as much again."""
 _SESSIONS = 100
 """Of a command's connections so many are remembered, the last ones."""
 
@@ -135,9 +137,8 @@ class MySQL(Dialect):
 
     def open(self, limits: Limits) -> sa.Connection:
         connection = super().open(limits)
-        assignments = ", ".join(
-            f"SESSION {name} = {value}" for name, value in self._session(limits).items()
-        )
+        session = {**self._session(limits), "group_concat_max_len": _GATHERED_BYTES}
+        assignments = ", ".join(f"SESSION {name} = {value}" for name, value in session.items())
         with connection.begin():
             connection.exec_driver_sql(f"SET {LABEL} = {literal(limits.label)}, {assignments}")
             number = connection.exec_driver_sql("SELECT CONNECTION_ID()").scalar_one()
@@ -257,6 +258,19 @@ class MySQL(Dialect):
             _ROW_LENGTH, {"schema": table.schema, "table": table.name}
         ).scalar()
         return int(found) if found else None
+
+    def gathered(
+        self, column: sa.Column[Any], condition: sa.ColumnElement[bool]
+    ) -> sa.ColumnElement[Any]:
+        """Last comes what fits in: what is longer is cut off there, anywhere in a number."""
+        gathered = super().gathered(column, condition)
+        return sa.func.concat(gathered, ",", sa.literal_column("@@group_concat_max_len"))
+
+    def numbers_in(self, gathered: Any) -> list[int] | None:
+        if gathered is None:
+            return []
+        numbers, _, most = gathered.rpartition(",")
+        return super().numbers_in(numbers) if len(numbers) < int(most) else None
 
     def explain(self, connection: sa.Connection, statement: sa.Select[Any]) -> Explanation:
         rows = [dict(row) for row in connection.execute(Explain("EXPLAIN", statement)).mappings()]

@@ -201,6 +201,14 @@ class PostgreSQL(Dialect):
         array = pg.ARRAY(sa.BigInteger)
         return column == sa.any_(sa.cast(sa.bindparam(name, type_=array), array))
 
+    def gathered(
+        self, column: sa.Column[Any], condition: sa.ColumnElement[bool]
+    ) -> sa.ColumnElement[Any]:
+        return sa.func.array_agg(column).filter(condition)
+
+    def numbers_in(self, gathered: Any) -> list[int] | None:
+        return gathered or []
+
     def complete_reflection(self, connection: sa.Connection, table: sa.Table) -> None:
         rows = connection.execute(_COLUMN_TYPES, {"table": self._quoted(table)}).all()
         for row in rows:

@@ -11,8 +11,8 @@ from backfill.writers.rows import RowsWriter
 from backfill.writers.setbased import SetBasedWriter
 
 if TYPE_CHECKING:
-    from backfill.chunks import Walk
     from backfill.targets import Target
+    from backfill.walk import Walk
 
 __all__ = ["Writer", "Written", "writer_for"]
 

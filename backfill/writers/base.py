@@ -10,9 +10,10 @@ if TYPE_CHECKING:
 
     import sqlalchemy as sa
 
-    from backfill.chunks import Chunk, Walk
+    from backfill.chunks import Chunk
     from backfill.runs import Failure
     from backfill.targets import Target
+    from backfill.walk import Walk
 
 
 @dataclass(frozen=True, slots=True)

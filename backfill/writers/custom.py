@@ -16,8 +16,9 @@ from backfill.writers.base import Writer, Written
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from backfill.chunks import Chunk, Walk
+    from backfill.chunks import Chunk
     from backfill.targets import Target
+    from backfill.walk import Walk
 
 
 class CustomWriter(Writer):

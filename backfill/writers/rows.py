@@ -33,12 +33,12 @@ from backfill.writers.base import Writer, Written
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from backfill.chunks import Walk
     from backfill.dialects import Dialect
     from backfill.dialects.bulk import BulkUpdate
     from backfill.keys import KeyValues
     from backfill.pages import Page, Raw
     from backfill.targets import Target
+    from backfill.walk import Walk
 
 UNDER_LOCK_SECONDS = 0.01
 """Recomputing may hold a chunk's locks for about so long; a row that changes again and again

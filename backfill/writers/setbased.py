@@ -10,8 +10,9 @@ from backfill.chunks import Ranged
 from backfill.writers.base import Writer, Written
 
 if TYPE_CHECKING:
-    from backfill.chunks import Chunk, Walk
+    from backfill.chunks import Chunk
     from backfill.targets import Target
+    from backfill.walk import Walk
 
 
 class SetBasedWriter(Writer):

@@ -13,19 +13,20 @@ import sqlalchemy as sa
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from backfill import Backfill, chunks, proof, trail
-from backfill.chunks import Chunk, Walk, last_key
+from backfill import Backfill, proof, trail, walk
 from backfill.dialects import dialect_for
 from backfill.dialects.readers import Reader, Readers
 from backfill.keys import START
 from backfill.proof import any_pending, count_pending
 from backfill.targets import Target, bind
 from backfill.trail import Stretch
+from backfill.walk import Walk, last_key
 from tests.integration.support import make, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from backfill.chunks import Chunk
     from backfill.keys import KeyValues
 
 STRIDE = 40
@@ -56,7 +57,7 @@ sizes = st.lists(st.integers(1, STRIDE), min_size=1, max_size=4)
 
 @pytest.fixture(autouse=True)
 def short_strides(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (chunks, proof, trail):
+    for module in (walk, proof, trail):
         monkeypatch.setattr(module, "LONGEST_STRIDE", STRIDE)
 
 
@@ -213,7 +214,7 @@ def test_chunks_cover_every_row_once(
 def numbers(draw: st.DrawFn) -> tuple[Keys, Keys]:
     """Whole numbers in rows without a gap, with gaps between, and those that are pending."""
     lengths = st.tuples(st.integers(1, 90), st.sampled_from([0, 1, 2, 50]))
-    keys, following = [], draw(st.integers(-100, 100))
+    keys, following = [], draw(st.sampled_from([-100, -5, 0, 1, 2**53 - 50, 2**63 - 1000]))
     for length, gap in draw(st.lists(lengths, max_size=6)):
         keys += [(following + i,) for i in range(length)]
         following += length + gap
@@ -221,7 +222,7 @@ def numbers(draw: st.DrawFn) -> tuple[Keys, Keys]:
     return keys, keys[::one_in]
 
 
-@pytest.mark.parametrize("way", [SetBased, SetBasedOnAll])
+@every_way
 def test_chunks_of_whole_numbers_are_exact(engine: sa.Engine, way: type[Backfill]) -> None:
     """Also where their bounds are reckoned: no row left out, none above the size, all counted."""
     table = make(engine, "things", *numbered())
@@ -239,13 +240,15 @@ def test_chunks_of_whole_numbers_are_exact(engine: sa.Engine, way: type[Backfill
         assert cuts[-1] == (keys[-1] if keys else START)
         for size, chunk in found:
             assert chunk.scanned == len(within(keys, chunk.after, chunk.upto))
-            assert len(within(todo, chunk.after, chunk.upto)) <= size
+            mine = within(todo, chunk.after, chunk.upto)
+            assert len(mine) <= size
+            assert chunk.page is None or chunk.page.keys == mine
 
     check()
 
 
 def numbered() -> tuple[sa.Column[Any], ...]:
-    key = sa.Column("a", sa.Integer, primary_key=True, autoincrement=False)
+    key = sa.Column("a", sa.BigInteger, primary_key=True, autoincrement=False)
     return key, sa.Column("n", sa.Integer)
 
 
@@ -263,6 +266,72 @@ def test_whole_numbers_without_a_gap_are_not_searched(
     assert [chunk.scanned for _, chunk in found] == [10] * 20
     # The end of the table, the first chunk, and the last one, which says that it is the last.
     assert len(sent) <= 4
+
+
+@pytest.mark.parametrize("way", [SetBased, Python])
+def test_pending_rows_among_whole_numbers_without_a_gap_take_one_scan_a_stride(
+    engine: sa.Engine, way: type[Backfill]
+) -> None:
+    """It counts the rows and finds those that are pending: nothing is looked at twice."""
+    make(engine, "things", *numbered())
+    rest, sent = looked_over(engine, way)
+    assert rest.page is not None
+    assert rest.page.keys == [(i,) for i in range(50, 400, 50)]
+    assert (rest.scanned, rest.is_last) == (390, True)
+    scans = [sql for sql in sent if " > " in sql]
+    assert len(scans) == 2 + 10, "the first stride is searched for, and shows that there is no gap"
+
+
+@pytest.mark.requires("cut_values")
+def test_numbers_that_are_cut_off_are_not_taken_for_keys(engine: sa.Engine) -> None:
+    make(engine, "things", *numbered())
+    for most in range(4, 12):
+        setting = f"SET SESSION group_concat_max_len = {most}"
+        rest, _ = looked_over(engine, SetBased, setting)
+        assert rest.page is not None
+        assert rest.page.keys == [(i,) for i in range(50, 400, 50)]
+        assert (rest.scanned, rest.is_last) == (390, True)
+
+
+def looked_over(
+    engine: sa.Engine, way: type[Backfill], setting: str = "SELECT 1"
+) -> tuple[Chunk, list[str]]:
+    """The second chunk of 400 rows, one in 50 of them pending; and the SQL that was sent."""
+    keys = [(i,) for i in range(400)]
+    target = bound(engine, way)
+    sent: list[str] = []
+    with holding(engine, target.table, keys, keys[::50]) as connection:
+        connection.exec_driver_sql(setting)
+        walk, upper = Walk(target), last_key(connection, target.key)
+        first = walk.next(connection, START, upper, 10, seconds=-1)
+        walk.learn(first, 1)
+        sa.event.listen(connection, "before_cursor_execute", lambda *told: sent.append(told[2]))
+        return walk.next(connection, first.upto, upper, 10, MANY_SECONDS), sent
+
+
+def test_rows_that_are_done_by_others_while_they_are_read(engine: sa.Engine) -> None:
+    """Between the scan that found them and the read: what did not fit is still ahead."""
+    keys = [(i,) for i in range(400)]
+    pending = keys[:100:20] + keys[100::5]
+    table = make(engine, "things", *numbered())
+    target = bound(engine, Python)
+    with holding(engine, table, keys, pending) as connection:
+
+        def do_some(connection: sa.Connection, cursor: Any, sql: str, *_: Any) -> None:
+            if sql.startswith("SELECT") and (" IN " in sql or " ANY " in sql):
+                connection.execute(table.update().where(table.c.a % 25 == 0).values(n=1))
+
+        sa.event.listen(connection, "before_cursor_execute", do_some)
+        walk, upper = Walk(target), last_key(connection, target.key)
+        after, seen = START, 0
+        while after != upper:
+            chunk = walk.next(connection, after, upper, 10, MANY_SECONDS)
+            walk.learn(chunk, 0)
+            assert chunk.page is not None
+            left = [key for key in within(pending, after, chunk.upto) if key[0] % 25]
+            assert [key for key in chunk.page.keys if key[0] % 25] == left
+            after, seen = chunk.upto, seen + chunk.scanned
+    assert seen == len(keys)
 
 
 @pytest.mark.requires("untyped_columns")

@@ -1,0 +1,317 @@
+"""The walk, which cuts a key range into chunks.
+
+A chunk is bounded twice: by the rows it may write (`size`) and by the rows that any one
+statement may scan (`stride`). Bounds are keys that the database gave, so the cost of a chunk
+depends neither on how far the walk is nor on how sparse the keys are. Only where integers have
+hardly a gap they are arithmetic: between two numbers are no more rows than numbers.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from backfill.chunks import LONGEST_STRIDE, MOST_SCATTERED, Chunk, Ranged, is_sparse
+from backfill.keys import START, KeyValues
+from backfill.pages import Page, PageReader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from backfill.keys import Key
+    from backfill.targets import Target
+
+_DENSE = 0.95
+"""Rows for each number from which on integers have hardly a gap."""
+_ROOM, _FULL = 0.9, 0.75
+"""A look goes so far that what is pending in it fills this much of the page, if it lies as in the
+last one; a page so full is not worth another look. What does not fit is looked at again."""
+
+
+class Walk:
+    """Cuts one key range into chunks.
+
+    Pending rows are read where Python computes them, or where only they tell how many an
+    `apply` changes; else they are looked at only where they are sparse. `quarantined` keys are
+    passed over.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        quarantined: Sequence[KeyValues] = (),
+        *,
+        keys_only: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._key = target.key
+        self._table = target.table
+        self._dialect = target.dialect
+        self._clock = clock
+        self._stride = 0
+        self._spacing = inf
+        self._counts_up = target.key.is_integer and not target.is_custom
+        self._is_dense = False
+        self.pending = pending_condition(target, quarantined)
+        self._reads = target.computes
+        self._always_looks = target.computes or target.is_custom
+        self._collects = target.key.is_single and not target.is_custom
+        """Rows of several strides can be written together, by their keys; a range would be
+        scanned once more, under locks."""
+        self._reader = PageReader(target, keys_only=keys_only)
+        self._bound = Ranged(target.key, self._build_bound)
+        self._count = Ranged(target.key, self._build_count)
+        self._surveying = Ranged(target.key, self._build_survey)
+        self._page = Ranged(target.key, self._build_page)
+        self._whole = Ranged(target.key, self._select)
+        self._locked = Ranged(target.key, lambda c: target.dialect.lock(self._select(c)))
+
+    def next(
+        self,
+        connection: sa.Connection,
+        after: KeyValues,
+        upper: KeyValues,
+        size: int,
+        seconds: float,
+    ) -> Chunk:
+        """Return the chunk behind `after` in a range that ends at `upper`.
+
+        It writes `size` rows at most. Where little is pending it goes on for about
+        `seconds`, so that an empty stretch costs one checkpoint and not many.
+        """
+        if self.pending is None:
+            return self._next_of_all(connection, after, upper, size)
+        if not self._always_looks and self._stride <= size:
+            return self._next_rows(connection, after, upper, size)
+        return self._next_pending(connection, after, upper, size, seconds)
+
+    def _next_of_all(
+        self, connection: sa.Connection, after: KeyValues, upper: KeyValues, size: int
+    ) -> Chunk:
+        if not self._reads:
+            return self._next_rows(connection, after, upper, size)
+        page = self.page(connection, after, upper, size)
+        is_last = len(page) < size or page.key(-1) == upper
+        return Chunk(after, upper if is_last else page.key(-1), len(page), is_last, page)
+
+    def _next_rows(
+        self, connection: sa.Connection, after: KeyValues, upper: KeyValues, size: int
+    ) -> Chunk:
+        """Return the next `size` rows, pending or not."""
+        end = self._reckoned(after, upper, size)
+        if end is not None and end != upper:
+            return Chunk(after, end, size, is_last=False, is_counted=False)
+        return Chunk(after, *self.bounded(connection, after, upper, size))
+
+    def _reckoned(self, after: KeyValues, upper: KeyValues, stride: int) -> KeyValues | None:
+        """Return a key that has no more than `stride` rows up to it, where numbers tell."""
+        numbers = _numbers(after, upper) if self._is_dense else None
+        if numbers is None:
+            return None
+        return (after[0] + stride,) if stride < numbers else upper
+
+    def counted(self, connection: sa.Connection, chunk: Chunk, changed: int) -> Chunk:
+        """Return the chunk with its rows counted, of which so many were just changed."""
+        if chunk.is_counted:
+            return chunk
+        is_all = self.pending is None or changed == chunk.scanned
+        rows = changed if is_all else self._counted(connection, chunk.after, chunk.upto)
+        return replace(chunk, scanned=rows, is_counted=True)
+
+    def _next_pending(
+        self,
+        connection: sa.Connection,
+        after: KeyValues,
+        upper: KeyValues,
+        size: int,
+        seconds: float,
+    ) -> Chunk:
+        """Collect pending rows from one stride after the other."""
+        deadline = self._clock() + seconds
+        page, start, scanned = self._reader.empty, after, 0
+        strides: list[tuple[KeyValues, int]] = []
+        while True:
+            stride = max(size, self._stride)
+            most = size if stride == size else min(size, MOST_SCATTERED)
+            wanted = most - len(page)
+            if stride > size:
+                stride = int(min(stride, max(1, self._spacing * wanted * _ROOM)))
+            end, passed, is_last, found = self._look(connection, start, upper, stride, wanted)
+            page, scanned = page + found, scanned + passed
+            strides.append((end, passed))
+            self._learn_density(start, end, passed)
+            self._learn(len(found), passed)
+            if is_last or self._is_enough(page, scanned, most) or self._clock() > deadline:
+                return Chunk(after, end, scanned, is_last, page, tuple(strides))
+            start = end
+
+    def _look(
+        self, connection: sa.Connection, after: KeyValues, upper: KeyValues, stride: int, most: int
+    ) -> tuple[KeyValues, int, bool, Page]:
+        """Find the first pending rows, at most so many, of the next `stride` rows.
+
+        Returns where it looked to, the rows up to there, and whether the range ends there.
+        """
+        reckoned = self._reckoned(after, upper, stride) if self._stride else None
+        seen = None if reckoned is None else self._survey(connection, after, reckoned, most)
+        if seen is not None:
+            end, passed, found = seen
+            return end, passed, end == upper, found
+        end, passed, is_last = self.bounded(connection, after, upper, stride)
+        found = self.page(connection, after, end, most)
+        if len(found) < most or found.key(-1) == end:
+            return end, passed, is_last, found
+        return found.key(-1), self._counted(connection, after, found.key(-1)), False, found
+
+    def _survey(
+        self, connection: sa.Connection, after: KeyValues, upto: KeyValues, most: int
+    ) -> tuple[KeyValues, int, Page] | None:
+        """Count rows and find those that are pending in one scan, where two would be needed.
+
+        Returns where it looked to, the rows up to there, and those that are pending; None where
+        the database cannot say it so.
+        """
+        statement, parameters = self._surveying.between(after, upto)
+        passed, gathered = connection.execute(statement, parameters).one()
+        numbers = self._dialect.numbers_in(gathered)
+        if numbers is None:
+            self._counts_up = self._is_dense = False
+            return None
+        keys = sorted(numbers)[:most]
+        if len(keys) < len(numbers):
+            upto = (keys[-1],)
+            passed = self._counted(connection, after, upto)
+        return upto, passed, self._rows_of(connection, keys)
+
+    def _rows_of(self, connection: sa.Connection, keys: Sequence[int]) -> Page:
+        """Return pending rows by their keys: as they are read, which may be no more than that."""
+        if not self._reader.reads_rows:
+            return self._reader.of_numbers(keys)
+        if not keys:
+            return self._reader.empty
+        statement, parameters = self._whole.among(keys)
+        return self._reader.fetch(connection.execute(statement, parameters))
+
+    def _is_enough(self, page: Page, scanned: int, most: int) -> bool:
+        if page and not (self._collects and is_sparse(len(page), scanned)):
+            return True
+        return len(page) > _FULL * min(most, MOST_SCATTERED)
+
+    def shorten(self) -> None:
+        """Scan no further than a chunk's rows, after a statement that took too long."""
+        self._stride = 0
+
+    def learn(self, chunk: Chunk, changed: int) -> None:
+        """Lengthen the stride after a chunk in which little was to do."""
+        self._learn_density(chunk.after, chunk.upto, chunk.scanned)
+        if chunk.page is None and self.pending is not None:
+            self._learn(changed, chunk.scanned)
+
+    def _learn_density(self, after: KeyValues, upto: KeyValues, rows: int) -> None:
+        if self._counts_up:
+            numbers = _numbers(after, upto)
+            self._is_dense = numbers is not None and rows > _DENSE * numbers
+
+    def _learn(self, pending: int, scanned: int) -> None:
+        """Look twice as far next time, where little was pending."""
+        self._spacing = scanned / pending if pending else inf
+        if is_sparse(pending, scanned):
+            self._stride = max(self._stride, min(2 * scanned, LONGEST_STRIDE))
+        else:
+            self._stride = 0
+
+    def page(self, connection: sa.Connection, after: KeyValues, upto: KeyValues, size: int) -> Page:
+        """Read the first `size` pending rows in (after, upto]."""
+        statement, parameters = self._page.between(after, upto)
+        return self._reader.fetch(connection.execute(statement, {**parameters, "size": size}))
+
+    def one(self, connection: sa.Connection, key: KeyValues) -> Page:
+        """Read the row of one key, if it is pending."""
+        statement, parameters = self._page.within("from", key, key)
+        return self._reader.fetch(connection.execute(statement, {**parameters, "size": 1}))
+
+    def whole_page(self, connection: sa.Connection, chunk: Chunk) -> Chunk:
+        """Return the chunk with all its pending rows read."""
+        statement, parameters = self._whole.between(chunk.after, chunk.upto)
+        page = self._reader.fetch(connection.execute(statement, parameters))
+        return self.counted(connection, replace(chunk, page=page), len(page))
+
+    def locked(self, connection: sa.Connection, chunk: Chunk) -> Page:
+        """Read a chunk's pending rows again, under locks that are refused rather than awaited."""
+        statement, parameters = self._locked.on(chunk)
+        return self._reader.fetch(connection.execute(statement, parameters))
+
+    def bounded(
+        self, connection: sa.Connection, after: KeyValues, upper: KeyValues, stride: int
+    ) -> tuple[KeyValues, int, bool]:
+        """Return the key `stride` rows on, the rows up to it, and whether the range ends there."""
+        end = self._end(connection, after, upper, stride)
+        if end is None:
+            return upper, self._counted(connection, after, upper), True
+        return end, stride, end == upper
+
+    def end(
+        self, connection: sa.Connection, after: KeyValues, upper: KeyValues, stride: int
+    ) -> KeyValues:
+        """Return the key `stride` rows on, or the end of the range."""
+        return self._end(connection, after, upper, stride) or upper
+
+    def _end(
+        self, connection: sa.Connection, after: KeyValues, upper: KeyValues, stride: int
+    ) -> KeyValues | None:
+        statement, parameters = self._bound.between(after, upper)
+        row = connection.execute(statement, {**parameters, "offset": stride - 1}).first()
+        return None if row is None else tuple(row)
+
+    def _counted(self, connection: sa.Connection, after: KeyValues, upto: KeyValues) -> int:
+        statement, parameters = self._count.between(after, upto)
+        return int(connection.execute(statement, parameters).scalar_one())
+
+    def _select(self, condition: sa.ColumnElement[bool]) -> sa.Select[Any]:
+        statement = sa.select(*self._reader.columns).where(condition)
+        if self.pending is not None:
+            statement = statement.where(self.pending)
+        return statement.order_by(*self._key.columns)
+
+    def _build_bound(self, condition: sa.ColumnElement[bool]) -> sa.Select[Any]:
+        ordered = sa.select(*self._key.selected).where(condition).order_by(*self._key.columns)
+        return ordered.limit(1).offset(sa.bindparam("offset", type_=sa.Integer()))
+
+    def _build_count(self, condition: sa.ColumnElement[bool]) -> sa.Select[Any]:
+        return sa.select(sa.func.count()).select_from(self._table).where(condition)
+
+    def _build_survey(self, condition: sa.ColumnElement[bool]) -> sa.Select[Any]:
+        assert self.pending is not None
+        gathered = self._dialect.gathered(self._key.columns[0], self.pending)
+        return sa.select(sa.func.count(), gathered).select_from(self._table).where(condition)
+
+    def _build_page(self, condition: sa.ColumnElement[bool]) -> sa.Select[Any]:
+        return self._select(condition).limit(sa.bindparam("size", type_=sa.Integer()))
+
+
+def _numbers(after: KeyValues, upto: KeyValues) -> int | None:
+    """Return how many whole numbers are in (after, upto]; None where the ends are none: a column
+    of SQLite holds anything."""
+    if not after or not isinstance(after[0], int) or not isinstance(upto[0], int):
+        return None
+    return upto[0] - after[0]
+
+
+def pending_condition(
+    target: Target, quarantined: Sequence[KeyValues]
+) -> sa.ColumnElement[bool] | None:
+    """Return what makes a row pending for this run; None: every row is."""
+    if target.pending is None or not quarantined:
+        return target.pending
+    return sa.and_(target.pending, target.key.other_than(quarantined))
+
+
+def last_key(connection: sa.Connection, key: Key) -> KeyValues:
+    """Return the highest key of the table; START if it is empty."""
+    descending = [column.desc() for column in key.columns]
+    row = connection.execute(sa.select(*key.selected).order_by(*descending).limit(1)).first()
+    return START if row is None else tuple(row)
