@@ -57,7 +57,7 @@ LAYERS = [
     {"configuration"},
     {"application"},
     {"presentation"},
-    {"failures", "trail"},
+    {"failures", "trail", "walk"},
     {"chunks", "store", "targets"},
     {"declaration", "pages"},
     {"keys", "runs", "tables", "dialects", "owners", "statements"},
