@@ -262,13 +262,14 @@ class MySQL(Dialect):
     def gathered(
         self, column: sa.Column[Any], condition: sa.ColumnElement[bool]
     ) -> sa.ColumnElement[Any]:
-        """Last comes what fits in: what is longer is cut off there, anywhere in a number."""
-        gathered = super().gathered(column, condition)
+        """Last comes what fits in: what is longer is cut off there, anywhere in a number. What
+        `max_allowed_packet` has no room for is NULL, which must not mean that no row matches."""
+        gathered = sa.func.coalesce(super().gathered(column, condition), "")
         return sa.func.concat(gathered, ",", sa.literal_column("@@group_concat_max_len"))
 
     def numbers_in(self, gathered: Any) -> list[int] | None:
         if gathered is None:
-            return []
+            return None
         numbers, _, most = gathered.rpartition(",")
         return super().numbers_in(numbers) if len(numbers) < int(most) else None
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from backfill.chunks import Chunk
     from backfill.keys import KeyValues
+    from tests.databases import Database
 
 STRIDE = 40
 MANY_SECONDS = 1e9
@@ -291,6 +292,29 @@ def test_numbers_that_are_cut_off_are_not_taken_for_keys(engine: sa.Engine) -> N
         assert rest.page is not None
         assert rest.page.keys == [(i,) for i in range(50, 400, 50)]
         assert (rest.scanned, rest.is_last) == (390, True)
+
+
+@pytest.mark.requires("cut_values")
+def test_numbers_that_are_too_long_for_a_packet_are_not_taken_for_none(
+    database: Database, engine: sa.Engine
+) -> None:
+    table = make(engine, "things", *numbered())
+    keys = list(range(400))
+    with engine.begin() as connection:
+        connection.execute(table.insert(), [{"a": key} for key in keys])
+    dialect = dialect_for(engine)
+    query = sa.select(dialect.gathered(table.c.a, table.c.a >= 0))
+    with engine.connect() as connection:
+        assert sorted(dialect.numbers_in(connection.scalar(query)) or ()) == keys
+    engine.dispose()
+    with sa.create_engine(database.admin_url).connect() as admin:
+        admin.exec_driver_sql("SET GLOBAL max_allowed_packet = 1024")
+        try:
+            with engine.connect() as connection:
+                assert dialect.numbers_in(connection.scalar(query)) is None
+        finally:
+            engine.dispose()
+            admin.exec_driver_sql("SET GLOBAL max_allowed_packet = DEFAULT")
 
 
 def looked_over(
