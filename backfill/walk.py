@@ -8,6 +8,7 @@ hardly a gap they are arithmetic: between two numbers are no more rows than numb
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import replace
 from math import inf
@@ -55,6 +56,7 @@ class Walk:
         self._stride = 0
         self._spacing = inf
         self._counts_up = target.key.is_integer and not target.is_custom
+        self._surveys = self._counts_up and not _has_subquery(target)
         self._is_dense = False
         self.pending = pending_condition(target, quarantined)
         self._reads = target.computes
@@ -156,7 +158,8 @@ class Walk:
 
         Returns where it looked to, the rows up to there, and whether the range ends there.
         """
-        reckoned = self._reckoned(after, upper, stride) if self._stride else None
+        may_survey = self._surveys and self._stride > 0
+        reckoned = self._reckoned(after, upper, stride) if may_survey else None
         seen = None if reckoned is None else self._survey(connection, after, reckoned, most)
         if seen is not None:
             end, passed, found = seen
@@ -179,7 +182,7 @@ class Walk:
         passed, gathered = connection.execute(statement, parameters).one()
         numbers = self._dialect.numbers_in(gathered)
         if numbers is None:
-            self._counts_up = self._is_dense = False
+            self._surveys = False
             return None
         keys = sorted(numbers)[:most]
         if len(keys) < len(numbers):
@@ -291,6 +294,14 @@ class Walk:
 
     def _build_page(self, condition: sa.ColumnElement[bool]) -> sa.Select[Any]:
         return self._select(condition).limit(sa.bindparam("size", type_=sa.Integer()))
+
+
+def _has_subquery(target: Target) -> bool:
+    """Whether `where` asks other rows: a join in a WHERE clause, and row by row elsewhere."""
+    if target.pending is None:
+        return False
+    text = str(target.pending.compile(dialect=target.dialect.engine.dialect))
+    return re.search(r"\bselect\b", text, re.IGNORECASE) is not None
 
 
 def _numbers(after: KeyValues, upto: KeyValues) -> int | None:

@@ -283,6 +283,24 @@ def test_pending_rows_among_whole_numbers_without_a_gap_take_one_scan_a_stride(
     assert len(scans) == 2 + 10, "the first stride is searched for, and shows that there is no gap"
 
 
+@pytest.mark.parametrize("way", [SetBased, Python])
+def test_where_that_asks_other_rows_stays_in_the_where_clause(
+    engine: sa.Engine, way: type[Backfill]
+) -> None:
+    """Elsewhere MariaDB answers it anew for each row, by a scan of the other table."""
+    make(engine, "things", *numbered())
+
+    class Asking(way):  # type: ignore[valid-type, misc]
+        where = "n IS NULL AND a IN (Select a FROM things AS others)"
+
+    rest, sent = looked_over(engine, Asking)
+    assert rest.page is not None
+    assert rest.page.keys == [(i,) for i in range(50, 400, 50)]
+    searches = [sql for sql in sent if "Select" in sql]
+    assert searches
+    assert all(sql.index("WHERE") < sql.index("Select") for sql in searches)
+
+
 @pytest.mark.requires("cut_values")
 def test_numbers_that_are_cut_off_are_not_taken_for_keys(engine: sa.Engine) -> None:
     make(engine, "things", *numbered())
