@@ -11,14 +11,14 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import replace
-from math import inf
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from backfill.chunks import LONGEST_STRIDE, MOST_SCATTERED, Chunk, Ranged, is_sparse
+from backfill.chunks import MOST_SCATTERED, Chunk, Ranged, is_sparse
 from backfill.keys import START, KeyValues
 from backfill.pages import Page, PageReader
+from backfill.strides import Strides
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,9 +28,8 @@ if TYPE_CHECKING:
 
 _DENSE = 0.95
 """Rows for each number from which on integers have hardly a gap."""
-_ROOM, _FULL = 0.9, 0.75
-"""A look goes so far that what is pending in it fills this much of the page, if it lies as in the
-last one; a page so full is not worth another look. What does not fit is looked at again."""
+_FULL = 0.75
+"""A page that is filled so far is not worth another look."""
 
 
 class Walk:
@@ -53,10 +52,9 @@ class Walk:
         self._table = target.table
         self._dialect = target.dialect
         self._clock = clock
-        self._stride = 0
-        self._spacing = inf
+        self._strides = Strides()
         self._counts_up = target.key.is_integer and not target.is_custom
-        self._surveys = self._counts_up and not _has_subquery(target)
+        self._surveys = self._counts_up and not _is_found_otherwise(target)
         self._is_dense = False
         self.pending = pending_condition(target, quarantined)
         self._reads = target.computes
@@ -87,7 +85,7 @@ class Walk:
         """
         if self.pending is None:
             return self._next_of_all(connection, after, upper, size)
-        if not self._always_looks and self._stride <= size:
+        if not self._always_looks and not self._strides.are_longer_than(size):
             return self._next_rows(connection, after, upper, size)
         return self._next_pending(connection, after, upper, size, seconds)
 
@@ -137,16 +135,15 @@ class Walk:
         page, start, scanned = self._reader.empty, after, 0
         strides: list[tuple[KeyValues, int]] = []
         while True:
-            stride = max(size, self._stride)
-            most = size if stride == size else min(size, MOST_SCATTERED)
+            is_long = self._strides.are_longer_than(size)
+            most = min(size, MOST_SCATTERED) if is_long else size
             wanted = most - len(page)
-            if stride > size:
-                stride = int(min(stride, max(1, self._spacing * wanted * _ROOM)))
+            stride = self._strides.next(size, wanted)
             end, passed, is_last, found = self._look(connection, start, upper, stride, wanted)
             page, scanned = page + found, scanned + passed
             strides.append((end, passed))
             self._learn_density(start, end, passed)
-            self._learn(len(found), passed)
+            self._strides.learn(len(found), passed, is_cut=len(found) >= wanted)
             if is_last or self._is_enough(page, scanned, most) or self._clock() > deadline:
                 return Chunk(after, end, scanned, is_last, page, tuple(strides))
             start = end
@@ -158,7 +155,7 @@ class Walk:
 
         Returns where it looked to, the rows up to there, and whether the range ends there.
         """
-        may_survey = self._surveys and self._stride > 0
+        may_survey = self._surveys and self._strides.are_longer_than(0)
         reckoned = self._reckoned(after, upper, stride) if may_survey else None
         seen = None if reckoned is None else self._survey(connection, after, reckoned, most)
         if seen is not None:
@@ -196,7 +193,10 @@ class Walk:
             return self._reader.of_numbers(keys)
         if not keys:
             return self._reader.empty
-        statement, parameters = self._whole.among(keys)
+        if len(keys) <= MOST_SCATTERED:
+            statement, parameters = self._whole.among(keys)
+        else:
+            statement, parameters = self._whole.within("from", (keys[0],), (keys[-1],))
         return self._reader.fetch(connection.execute(statement, parameters))
 
     def _is_enough(self, page: Page, scanned: int, most: int) -> bool:
@@ -206,26 +206,18 @@ class Walk:
 
     def shorten(self) -> None:
         """Scan no further than a chunk's rows, after a statement that took too long."""
-        self._stride = 0
+        self._strides.shorten()
 
     def learn(self, chunk: Chunk, changed: int) -> None:
         """Lengthen the stride after a chunk in which little was to do."""
         self._learn_density(chunk.after, chunk.upto, chunk.scanned)
         if chunk.page is None and self.pending is not None:
-            self._learn(changed, chunk.scanned)
+            self._strides.learn(changed, chunk.scanned)
 
     def _learn_density(self, after: KeyValues, upto: KeyValues, rows: int) -> None:
         if self._counts_up:
             numbers = _numbers(after, upto)
             self._is_dense = numbers is not None and rows > _DENSE * numbers
-
-    def _learn(self, pending: int, scanned: int) -> None:
-        """Look twice as far next time, where little was pending."""
-        self._spacing = scanned / pending if pending else inf
-        if is_sparse(pending, scanned):
-            self._stride = max(self._stride, min(2 * scanned, LONGEST_STRIDE))
-        else:
-            self._stride = 0
 
     def page(self, connection: sa.Connection, after: KeyValues, upto: KeyValues, size: int) -> Page:
         """Read the first `size` pending rows in (after, upto]."""
@@ -296,12 +288,26 @@ class Walk:
         return self._select(condition).limit(sa.bindparam("size", type_=sa.Integer()))
 
 
-def _has_subquery(target: Target) -> bool:
-    """Whether `where` asks other rows: a join in a WHERE clause, and row by row elsewhere."""
+def _is_found_otherwise(target: Target) -> bool:
+    """Whether a database may find pending rows otherwise than by looking at all: by a join, for a
+    `where` that asks other rows, or by an index. It does so in a WHERE clause alone."""
     if target.pending is None:
         return False
     text = str(target.pending.compile(dialect=target.dialect.engine.dialect))
-    return re.search(r"\bselect\b", text, re.IGNORECASE) is not None
+    return _mentions(text, "select") or any(
+        _is_partial(index)
+        or not all(isinstance(part, sa.Column) for part in index.expressions)
+        or any(_mentions(text, column.name) for column in index.columns)
+        for index in target.table.indexes
+    )
+
+
+def _mentions(text: str, name: str) -> bool:
+    return re.search(rf"\b{re.escape(name)}\b", text, re.IGNORECASE) is not None
+
+
+def _is_partial(index: sa.Index) -> bool:
+    return any(options.get("where") is not None for options in index.dialect_options.values())
 
 
 def _numbers(after: KeyValues, upto: KeyValues) -> int | None:

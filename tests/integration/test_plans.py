@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 import sqlalchemy as sa
 
-from backfill import Backfill, proof, trail, walk
+from backfill import Backfill, proof, strides, trail
 from backfill.dialects import dialect_for
 from tests.integration.plans import WATCHES
 from tests.integration.support import bound, complete, count, make
@@ -38,7 +38,7 @@ def watch(database: Database, engine: sa.Engine) -> Watch:
 
 
 def shorten_strides(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
-    for module in (proof, trail, walk):
+    for module in (proof, strides, trail):
         monkeypatch.setattr(module, "LONGEST_STRIDE", rows)
 
 

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from backfill import Backfill, proof, trail, walk
+from backfill import Backfill, chunks, proof, strides, trail, walk
 from backfill.dialects import dialect_for
 from backfill.dialects.readers import Reader, Readers
 from backfill.keys import START
@@ -58,7 +58,7 @@ sizes = st.lists(st.integers(1, STRIDE), min_size=1, max_size=4)
 
 @pytest.fixture(autouse=True)
 def short_strides(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (walk, proof, trail):
+    for module in (proof, strides, trail):
         monkeypatch.setattr(module, "LONGEST_STRIDE", STRIDE)
 
 
@@ -166,9 +166,11 @@ class Scans:
 
     def _note(self, connection: Any, statement: Any, many: Any, given: Any, options: Any) -> None:
         if "high_0" in given:
-            low = (given["low_0"], given["low_1"]) if "low_0" in given else START
-            keys = within(self._keys, low, (given["high_0"], given["high_1"]))
-            self.rows.append(self._passed(keys, given))
+            low, high = (self._bound(name, given) for name in ("low", "high"))
+            self.rows.append(self._passed(within(self._keys, low, high), given))
+
+    def _bound(self, name: str, given: dict[str, Any]) -> KeyValues:
+        return tuple(given[f"{name}_{i}"] for i in range(2) if f"{name}_{i}" in given)
 
     def _passed(self, keys: Keys, given: dict[str, Any]) -> int:
         if "offset" in given:
@@ -248,6 +250,36 @@ def test_chunks_of_whole_numbers_are_exact(engine: sa.Engine, way: type[Backfill
     check()
 
 
+@pytest.mark.parametrize("way", [SetBased, Python])
+@pytest.mark.parametrize("size", [1, 2, 10, 100])
+@pytest.mark.parametrize(
+    "is_pending",
+    [lambda i: i % 50 == 0, lambda i: i % 200 == 0, lambda i: i % 400 < 8, lambda i: i > 2900],
+    ids=["one in 50", "one in 200", "8 of 400", "the last"],
+)
+def test_what_does_not_fit_is_not_looked_at_again_and_again(
+    engine: sa.Engine,
+    way: type[Backfill],
+    size: int,
+    is_pending: Callable[[int], bool],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Strides are long behind rows that are done, and chunks may be short."""
+    monkeypatch.setattr(strides, "LONGEST_STRIDE", 1000)
+    keys = [(i,) for i in range(3000)]
+    pending = [key for key in keys[1500:] if is_pending(key[0])]
+    make(engine, "things", *numbered())
+    target = bound(engine, way)
+    with (
+        holding(engine, target.table, keys, pending) as connection,
+        Scans(connection.engine, keys, pending) as scans,
+    ):
+        found = walked(connection, Walk(target), target, [size], pending)
+    assert sum(chunk.scanned for _, chunk in found) == len(keys)
+    assert max(scans.rows) <= 1000
+    assert sum(scans.rows) <= 6 * len(keys)
+
+
 def numbered() -> tuple[sa.Column[Any], ...]:
     key = sa.Column("a", sa.BigInteger, primary_key=True, autoincrement=False)
     return key, sa.Column("n", sa.Integer)
@@ -281,6 +313,58 @@ def test_pending_rows_among_whole_numbers_without_a_gap_take_one_scan_a_stride(
     assert (rest.scanned, rest.is_last) == (390, True)
     scans = [sql for sql in sent if " > " in sql]
     assert len(scans) == 2 + 10, "the first stride is searched for, and shows that there is no gap"
+
+
+def test_no_more_keys_are_looked_up_than_a_statement_may_bind(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a chunk may be as long as the longest stride."""
+    for module in (chunks, walk):
+        monkeypatch.setattr(module, "MOST_SCATTERED", 5)
+    keys = [(i,) for i in range(400)]
+    table = make(engine, "things", *numbered())
+    target = bound(engine, Python)
+    looked_up: list[int] = []
+
+    def note(connection: Any, statement: Any, many: Any, given: Any, options: Any) -> None:
+        looked_up.append(len(given.get("keys", ())))
+
+    with holding(engine, table, keys, keys[200:]) as connection:
+        sa.event.listen(connection.engine, "before_execute", note)
+        found = walked(connection, Walk(target), target, [STRIDE], keys[200:])
+    assert [key for _, chunk in found if chunk.page for key in chunk.page.keys] == keys[200:]
+    assert max(looked_up) <= 5
+
+
+INDEXES = {
+    "of the column": "CREATE INDEX found ON things (n)",
+    "partial": "CREATE INDEX found ON things (a) WHERE n IS NULL",
+    "expression": "CREATE INDEX found ON things ((n + 1))",
+}
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        "of the column",
+        pytest.param("partial", marks=pytest.mark.requires("partial_indexes")),
+        pytest.param("expression", marks=pytest.mark.requires("expression_indexes", "row_locks")),
+    ],
+)
+@pytest.mark.parametrize("way", [SetBased, Python])
+def test_index_that_finds_pending_rows_is_left_to_the_database(
+    engine: sa.Engine, way: type[Backfill], index: str
+) -> None:
+    """It serves a WHERE clause alone; `plan` advises to make one."""
+    make(engine, "things", *numbered())
+    with engine.begin() as connection:
+        connection.exec_driver_sql(INDEXES[index])
+    rest, sent = looked_over(engine, way)
+    assert rest.page is not None
+    assert rest.page.keys == [(i,) for i in range(50, 400, 50)]
+    searches = [sql for sql in sent if "IS NULL" in sql]
+    assert searches
+    assert all(sql.index("WHERE") < sql.index("IS NULL") for sql in searches)
 
 
 @pytest.mark.parametrize("way", [SetBased, Python])
@@ -418,13 +502,13 @@ def test_proof_by_key_takes_no_more_than_a_look_a_stride(
     target = bound(engine, way)
     monkeypatch.setattr(type(target.dialect), "all_at_once", lambda *_: None)
     expected = {0: 1, STRIDE - 1: 1, STRIDE: 2, len(NUMBERED) - 1: len(NUMBERED) // STRIDE}
-    for pending, strides in expected.items():
+    for pending, looks in expected.items():
         with (
             holding(engine, table, NUMBERED, [NUMBERED[pending]]) as connection,
             Scans(connection.engine, NUMBERED, []) as scans,
         ):
             assert any_pending(Readers(Reader(connection)), target)
-        assert len(scans.rows) == strides * 2
+        assert len(scans.rows) == looks * 2
 
 
 @pytest.mark.parametrize("way", [SetBased, Python])

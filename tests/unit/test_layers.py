@@ -58,6 +58,7 @@ LAYERS = [
     {"application"},
     {"presentation"},
     {"failures", "trail", "walk"},
+    {"strides"},
     {"chunks", "store", "targets"},
     {"declaration", "pages"},
     {"keys", "runs", "tables", "dialects", "owners", "statements"},
