@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from backfill.keys import KeyValues, alike
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     import sqlalchemy as sa
 
@@ -92,12 +92,8 @@ class Ranged(Generic[T]):
         if not page:
             return self.between(chunk.after, chunk.upto)
         if self._key.is_single and len(page) <= MOST_SCATTERED and chunk.is_sparse:
-            return self.among([key for (key,) in page.keys])
+            return self._form("keys"), {"keys": [key for (key,) in page.keys]}
         return self.within("from", page.key(0), page.key(-1))
-
-    def among(self, keys: Sequence[Any]) -> tuple[T, dict[str, Any]]:
-        """Return the statement for single keys, and its parameters."""
-        return self._form("keys"), {"keys": keys}
 
     def between(self, after: KeyValues, upto: KeyValues) -> tuple[T, dict[str, Any]]:
         """Return the statement for keys in (after, upto], and its parameters."""

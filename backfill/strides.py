@@ -7,8 +7,8 @@ from math import inf
 from backfill.chunks import LONGEST_STRIDE, is_sparse
 
 _ROOM = 0.9
-"""Of a page is filled by what is pending in a stride, if it lies as in the last one: what does not
-fit was looked at for nothing."""
+"""So much of a page is filled by a stride in which rows lie as in the last one: what does not fit
+was looked at for nothing."""
 
 
 class Strides:
@@ -30,7 +30,7 @@ class Strides:
         return int(min(self._longest, max(1, self._spacing * wanted * _ROOM)))
 
     def learn(self, pending: int, scanned: int, *, is_cut: bool = False) -> None:
-        """Note what was found in so many rows; `is_cut`: more than was wanted."""
+        """Note how many of the rows were pending; `is_cut`: as many as were wanted, or more."""
         if scanned == 0:
             return
         self._spacing = scanned / pending if pending else 2 * self._spacing

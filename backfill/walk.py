@@ -8,7 +8,6 @@ hardly a gap they are arithmetic: between two numbers are no more rows than numb
 
 from __future__ import annotations
 
-import re
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from backfill.chunks import MOST_SCATTERED, Chunk, Ranged, is_sparse
+from backfill.dialects.triggers import mentions
 from backfill.keys import START, KeyValues
 from backfill.pages import Page, PageReader
 from backfill.strides import Strides
@@ -54,7 +54,7 @@ class Walk:
         self._clock = clock
         self._strides = Strides()
         self._counts_up = target.key.is_integer and not target.is_custom
-        self._surveys = self._counts_up and not _is_found_otherwise(target)
+        self._surveys = self._counts_up and not _belongs_in_where(target)
         self._is_dense = False
         self.pending = pending_condition(target, quarantined)
         self._reads = target.computes
@@ -63,6 +63,7 @@ class Walk:
         """Rows of several strides can be written together, by their keys; a range would be
         scanned once more, under locks."""
         self._reader = PageReader(target, keys_only=keys_only)
+        self._keys_reader = PageReader(target, keys_only=True)
         self._bound = Ranged(target.key, self._build_bound)
         self._count = Ranged(target.key, self._build_count)
         self._surveying = Ranged(target.key, self._build_survey)
@@ -139,42 +140,44 @@ class Walk:
             most = min(size, MOST_SCATTERED) if is_long else size
             wanted = most - len(page)
             stride = self._strides.next(size, wanted)
-            end, passed, is_last, found = self._look(connection, start, upper, stride, wanted)
+            end, passed, found = self._look(connection, start, upper, stride, wanted)
             page, scanned = page + found, scanned + passed
             strides.append((end, passed))
             self._learn_density(start, end, passed)
             self._strides.learn(len(found), passed, is_cut=len(found) >= wanted)
+            is_last = end == upper
             if is_last or self._is_enough(page, scanned, most) or self._clock() > deadline:
                 return Chunk(after, end, scanned, is_last, page, tuple(strides))
             start = end
 
     def _look(
         self, connection: sa.Connection, after: KeyValues, upper: KeyValues, stride: int, most: int
-    ) -> tuple[KeyValues, int, bool, Page]:
+    ) -> tuple[KeyValues, int, Page]:
         """Find the first pending rows, at most so many, of the next `stride` rows.
 
-        Returns where it looked to, the rows up to there, and whether the range ends there.
+        Returns where it looked to, the rows up to there, and what it found.
         """
         may_survey = self._surveys and self._strides.are_longer_than(0)
-        reckoned = self._reckoned(after, upper, stride) if may_survey else None
-        seen = None if reckoned is None else self._survey(connection, after, reckoned, most)
-        if seen is not None:
-            end, passed, found = seen
-            return end, passed, end == upper, found
-        end, passed, is_last = self.bounded(connection, after, upper, stride)
+        end = self._reckoned(after, upper, stride) if may_survey else None
+        seen = None if end is None else self._survey(connection, after, end, most)
+        return seen or self._search(connection, after, upper, stride, most)
+
+    def _search(
+        self, connection: sa.Connection, after: KeyValues, upper: KeyValues, stride: int, most: int
+    ) -> tuple[KeyValues, int, Page]:
+        """Look in two scans, one for the end of the stride and one for the rows; for any key."""
+        end, passed, _ = self.bounded(connection, after, upper, stride)
         found = self.page(connection, after, end, most)
-        if len(found) < most or found.key(-1) == end:
-            return end, passed, is_last, found
-        return found.key(-1), self._counted(connection, after, found.key(-1)), False, found
+        if len(found) == most and found.key(-1) != end:
+            end = found.key(-1)
+            passed = self._counted(connection, after, end)
+        return end, passed, found
 
     def _survey(
         self, connection: sa.Connection, after: KeyValues, upto: KeyValues, most: int
     ) -> tuple[KeyValues, int, Page] | None:
-        """Count rows and find those that are pending in one scan, where two would be needed.
-
-        Returns where it looked to, the rows up to there, and those that are pending; None where
-        the database cannot say it so.
-        """
+        """Look in one scan, which counts rows and gathers the keys of those that are pending; None
+        where the database cannot say it so."""
         statement, parameters = self._surveying.between(after, upto)
         passed, gathered = connection.execute(statement, parameters).one()
         numbers = self._dialect.numbers_in(gathered)
@@ -185,18 +188,16 @@ class Walk:
         if len(keys) < len(numbers):
             upto = (keys[-1],)
             passed = self._counted(connection, after, upto)
-        return upto, passed, self._rows_of(connection, keys)
+        found = self._keys_reader.of_numbers(keys)
+        if self._reader.reads_rows:
+            found = self._rows_of(connection, Chunk(after, upto, passed, is_last=False, page=found))
+        return upto, passed, found
 
-    def _rows_of(self, connection: sa.Connection, keys: Sequence[int]) -> Page:
-        """Return pending rows by their keys: as they are read, which may be no more than that."""
-        if not self._reader.reads_rows:
-            return self._reader.of_numbers(keys)
-        if not keys:
+    def _rows_of(self, connection: sa.Connection, chunk: Chunk) -> Page:
+        """Read a chunk's pending rows, whose keys are known; some may not be pending any more."""
+        if chunk.is_empty:
             return self._reader.empty
-        if len(keys) <= MOST_SCATTERED:
-            statement, parameters = self._whole.among(keys)
-        else:
-            statement, parameters = self._whole.within("from", (keys[0],), (keys[-1],))
+        statement, parameters = self._whole.on(chunk)
         return self._reader.fetch(connection.execute(statement, parameters))
 
     def _is_enough(self, page: Page, scanned: int, most: int) -> bool:
@@ -288,22 +289,18 @@ class Walk:
         return self._select(condition).limit(sa.bindparam("size", type_=sa.Integer()))
 
 
-def _is_found_otherwise(target: Target) -> bool:
-    """Whether a database may find pending rows otherwise than by looking at all: by a join, for a
-    `where` that asks other rows, or by an index. It does so in a WHERE clause alone."""
+def _belongs_in_where(target: Target) -> bool:
+    """Whether a database may find pending rows without looking at all: by an index, or by a join
+    for a `where` that asks other rows. Both serve a WHERE clause alone."""
     if target.pending is None:
         return False
     text = str(target.pending.compile(dialect=target.dialect.engine.dialect))
-    return _mentions(text, "select") or any(
+    return mentions(text, "select") or any(
         _is_partial(index)
         or not all(isinstance(part, sa.Column) for part in index.expressions)
-        or any(_mentions(text, column.name) for column in index.columns)
+        or any(mentions(text, column.name) for column in index.columns)
         for index in target.table.indexes
     )
-
-
-def _mentions(text: str, name: str) -> bool:
-    return re.search(rf"\b{re.escape(name)}\b", text, re.IGNORECASE) is not None
 
 
 def _is_partial(index: sa.Index) -> bool:
