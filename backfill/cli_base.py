@@ -98,7 +98,7 @@ def print_json(document: Any) -> None:
 _RUN_OPTIONS = (
     click.option("--chunk-size", type=int, help="Rows a chunk writes at most; fixed."),
     click.option("--target-seconds", type=float, help="How long a chunk may hold its locks."),
-    click.option("--nice", type=float, help="Seconds of rest a second of work; else 1 in company."),
+    click.option("--nice", type=float, help="Seconds of rest a second of work."),
     click.option("--rows-per-second", type=float, help="Change no more, all workers together."),
     click.option("--window", metavar="HOURS", help='Write only then: "22:00-06:00 Europe/Berlin".'),
     click.option("--workers", type=int, help="Threads that walk key ranges side by side."),

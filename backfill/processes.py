@@ -228,7 +228,8 @@ def _walk(task: _Task, one: Declared, dialect: Dialect, budget: Budget, send: _S
     def watch(settings: Settings) -> AbstractContextManager[Throttle]:
         return throttled(target, store, run, settings, send)
 
-    with store.kept_open(), Pace(store, run, how, send, watch) as pace:
+    paced = Pace(store, run, how, send, watch, company_nice=dialect.company_nice)
+    with store.kept_open(), paced as pace:
 
         def new_worker() -> Worker:
             return Worker(target, store, run, pace, task.limits, budget, send, waits=False)

@@ -158,7 +158,8 @@ class Runner:
             return throttled(self.target, self.store, run, how, self.report)
 
         is_here = self.settings.processes == 1
-        return Pace(self.store, run, self.settings, self.report, watch if is_here else None)
+        nice, watched = self.target.dialect.company_nice, watch if is_here else None
+        return Pace(self.store, run, self.settings, self.report, watched, company_nice=nice)
 
     # -- opening -----------------------------------------------------------------------
 

@@ -135,7 +135,8 @@ def retry_failures(context: Context, one: Declared) -> Outcome:
     if found is None or not context.store.failures(found):
         return Outcome.COMPLETE
     target, how = context.target(one), context.settings(one, {})
-    with Pace(context.store, found, how, _quiet, _watch(context.store, target, found)) as pace:
+    watch, nice = _watch(context.store, target, found), target.dialect.company_nice
+    with Pace(context.store, found, how, _quiet, watch, company_nice=nice) as pace:
         resolved, left = quarantine.retry(
             target, context.store, found, how, lambda: _stand_by(pace, one.name)
         )

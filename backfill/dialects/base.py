@@ -139,10 +139,13 @@ class Dialect:
     """Codes of errors that say SCHEMA of a statement, and of a bound value its type."""
     target_seconds: ClassVar[float] = 0.05
     """How long a chunk may take where nobody says: people notice a tenth of a second."""
-    company_seconds: ClassVar[float] = 0.003
+    company_seconds: ClassVar[float] = 0.0015
     """The same while others are at work, whose statements take a millisecond: with 0.02 s their
     99th percentile was seven times that without us, with this twice (tests/benchmarks/neighbour).
     """
+    company_nice: ClassVar[float] = 1.0
+    """Seconds of rest for each second of work while others are at work, where nobody says: half of
+    the time is theirs, a chunk at most is between any of them and its turn."""
     chunk_bytes: ClassVar[int] = 8 * 1024**2
     """What its rows may come to: half of what MariaDB takes in one statement
     (`max_allowed_packet`, 16 MiB), and of a segment of PostgreSQL's WAL."""

@@ -127,7 +127,9 @@ class MySQL(Dialect):
 
     assigns_in_order: ClassVar[bool] = True
     log_fills: ClassVar[bool] = True
-    company_seconds: ClassVar[float] = 0.005  # nobody waits less for smaller ones
+    company_nice: ClassVar[float] = 5.0
+    """InnoDB writes 1.6 kB of log for a row that outgrows its full page (measured), and whoever
+    commits meanwhile waits until our part of it is on the disk, too."""
     mismatches: ClassVar[frozenset[str]] = frozenset({"2000", "4078"})
 
     def __init__(self, engine: sa.Engine) -> None:

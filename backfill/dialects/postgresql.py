@@ -107,8 +107,6 @@ class PostgreSQL(Dialect):
     """
 
     update_gives_way: ClassVar[bool] = True
-    company_seconds: ClassVar[float] = 0.0015
-    """Its COMMIT waits for no disk, so that small chunks cost little, and others feel them less."""
     mismatches: ClassVar[frozenset[str]] = frozenset({"42601", "42804", "42846", "42883"})
 
     def __init__(self, engine: sa.Engine) -> None:

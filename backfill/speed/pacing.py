@@ -46,11 +46,9 @@ _CALM_SECONDS = 60.0
 """Without a load for so long we say that we are slowed no more."""
 _SLOWED = "slowed"
 _WAITS = "waits"
-_NICE_IN_COMPANY = 1.0
-"""Half of the time is the others': a chunk at most is between any of them and its turn."""
 _COMPANY_SECONDS = 1.5
 """Company is worth a word when it lasts for longer than the signal takes to be sure of it."""
-_IN_COMPANY = "others are at work: rests 1 second a second"
+_IN_COMPANY = "others are at work: rests {:g} s for each second of work"
 _BEGINS_LOW = "begins low, since replicas are followed"
 _FIGURES = re.compile(r"\d[\d.,:]*")
 
@@ -121,6 +119,7 @@ class Pace:
         report: Callable[[Event], object],
         watch: Callable[[Settings], AbstractContextManager[Throttle]] | None = None,
         *,
+        company_nice: float,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
     ) -> None:
@@ -131,6 +130,7 @@ class Pace:
         self._run = run
         self._report = report
         self._watch = watch or (lambda settings: nullcontext(Throttle()))
+        self._company_nice = company_nice
         self._watching = ExitStack()
         self._throttle = Throttle()
         self._clock = clock
@@ -284,7 +284,7 @@ class Pace:
         if self._steering.share >= 1:
             since, is_told = self._company_since, self.settings.nice is not None
             is_new = since is None or self._clock() - since < _COMPANY_SECONDS
-            return "" if is_told or is_new else _IN_COMPANY
+            return "" if is_told or is_new else _IN_COMPANY.format(self._nice)
         return f"{_SLOWED} to {self._steering.share:.0%}: {self._load}"
 
     def _rest(self, done: Done | None) -> float:
@@ -300,7 +300,7 @@ class Pace:
     def _nice(self) -> float:
         if self.settings.nice is not None:
             return self.settings.nice
-        return _NICE_IN_COMPANY if self.has_company else 0.0
+        return self._company_nice if self.has_company else 0.0
 
     def _rate(self) -> float | None:
         """One worker's part of the run's rows a second."""

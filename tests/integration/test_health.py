@@ -297,7 +297,8 @@ def test_a_run_rests_in_company_and_says_so(watch: Watch) -> None:
         stop.set()
         working.join()
     (text,) = [event.text for event in recorder.events if event.what == "throttled"]
-    assert text == "others are at work: rests 1 second a second"
+    nice = watch.dialect.company_nice
+    assert text == f"others are at work: rests {nice:g} s for each second of work"
     assert support.status(watch.engine, CountUp)["throttled"] in (text, None)
     assert 0 < sum(support.read(watch.engine, table, "n")) < 400
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from backfill.store import Store
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=timezone.utc)
+COMPANY = "others are at work: rests 1 s for each second of work"
 
 
 @dataclass
@@ -40,6 +41,7 @@ class Simulated:
     events: list[Event] = field(default_factory=list)
     notes: list[tuple[str, str]] = field(default_factory=list)
     looks: int = 0
+    company_nice: float = 1.0
     watched: list[Settings] = field(default_factory=list)
     """The settings by which signals are watched now."""
     name: str = "fill"
@@ -51,6 +53,7 @@ class Simulated:
             resolve(("the test", self.told)),
             self.events.append,
             self.watch,
+            company_nice=self.company_nice,
             clock=lambda: self.now,
             now=lambda: self.wall,
         ).__enter__()
@@ -152,12 +155,19 @@ def test_rests_for_others_at_work_unless_told_how_much(told: dict[str, float], r
     assert simulated.rest(0.05) == pytest.approx(rest if "nice" in told else 0.0)
 
 
+def test_a_database_may_need_longer_rests_in_company() -> None:
+    simulated = Simulated(company_nice=5, found=Verdict(has_company=True))
+    assert simulated.rest(0.01) == pytest.approx(0.05)
+    simulated.now += 2
+    assert simulated.pace.delay(None).reason == COMPANY.replace("1 s", "5 s")
+
+
 def test_company_is_told_when_it_lasts_and_taken_back_when_it_is_gone_for_long() -> None:
     simulated = Simulated(found=Verdict(has_company=True))
     for _ in range(30):
         simulated.pace.tell(simulated.pace.delay(None).reason)
         simulated.now += 0.1
-    assert [text for _, text in simulated.notes] == ["others are at work: rests 1 second a second"]
+    assert [text for _, text in simulated.notes] == [COMPANY]
     for second in range(240):
         simulated.found = Verdict(has_company=second // 10 % 2 > 0)
         simulated.pace.tell(simulated.pace.delay(None).reason)
@@ -172,11 +182,10 @@ def test_company_is_told_when_it_lasts_and_taken_back_when_it_is_gone_for_long()
 
 def test_a_load_is_told_beside_company_and_not_the_other_way_round() -> None:
     simulated = Simulated()
-    company = "others are at work: rests 1 second a second"
     slowed = "slowed to 80%: sessions 3.1 (stops at 4)"
-    for reason in (company, slowed, company, slowed, ""):
+    for reason in (COMPANY, slowed, COMPANY, slowed, ""):
         simulated.pace.tell(reason)
-    assert [text for _, text in simulated.notes] == [company, slowed]
+    assert [text for _, text in simulated.notes] == [COMPANY, slowed]
 
 
 # -- waiting ---------------------------------------------------------------------------------
