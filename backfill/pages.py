@@ -20,7 +20,7 @@ from backfill.dialects import BINARY_TYPES
 from backfill.errors import UnreadableRow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from backfill.keys import KeyValues
     from backfill.targets import Target
@@ -126,6 +126,7 @@ class PageReader:
         self.is_plain = not self._compared_as_text
         """Rows that are equal for Python are the same: no documents, in which 1 equals true."""
         self._new_row = partial(tuple.__new__, row_type([column.name for column in reads]))
+        self._packing = target.dialect.packing(self.columns, self.width)
         self._converts: list[tuple[int, Convert]] | None = None
         self.key: Callable[[Raw], KeyValues]
         """Gives a row's key; known with the first page."""
@@ -140,7 +141,20 @@ class PageReader:
         self.key, self._has_plain_key = tuple, True
         return Page([(key,) for key in keys], self)
 
-    def fetch(self, result: sa.CursorResult[Any]) -> Page:
+    def read(
+        self, connection: sa.Connection, statement: sa.Select[Any], parameters: Mapping[str, Any]
+    ) -> Page:
+        """Read a page in the fastest way that gives exactly its rows."""
+        if self._packing is not None:
+            packed = self._packing.packed(statement)
+            rows = self._packing.unpacked(*connection.execute(packed, parameters).one())
+            if rows is not None:
+                self.key, self._has_plain_key = itemgetter(slice(self.width)), True
+                return Page(rows, self)
+            self._packing = None  # as long a page, or such a value, is to be expected again
+        return self._fetch(connection.execute(statement, parameters))
+
+    def _fetch(self, result: sa.CursorResult[Any]) -> Page:
         """Read a whole result past SQLAlchemy's rows, which cost more than all else here."""
         mark = self._dialect.foreign_writes(result.connection, self._schema)
         try:

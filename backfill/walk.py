@@ -198,7 +198,7 @@ class Walk:
         if chunk.is_empty:
             return self._reader.empty
         statement, parameters = self._whole.on(chunk)
-        return self._reader.fetch(connection.execute(statement, parameters))
+        return self._reader.read(connection, statement, parameters)
 
     def _is_enough(self, page: Page, scanned: int, most: int) -> bool:
         if page and not (self._collects and is_sparse(len(page), scanned)):
@@ -223,23 +223,23 @@ class Walk:
     def page(self, connection: sa.Connection, after: KeyValues, upto: KeyValues, size: int) -> Page:
         """Read the first `size` pending rows in (after, upto]."""
         statement, parameters = self._page.between(after, upto)
-        return self._reader.fetch(connection.execute(statement, {**parameters, "size": size}))
+        return self._reader.read(connection, statement, {**parameters, "size": size})
 
     def one(self, connection: sa.Connection, key: KeyValues) -> Page:
         """Read the row of one key, if it is pending."""
         statement, parameters = self._page.within("from", key, key)
-        return self._reader.fetch(connection.execute(statement, {**parameters, "size": 1}))
+        return self._reader.read(connection, statement, {**parameters, "size": 1})
 
     def whole_page(self, connection: sa.Connection, chunk: Chunk) -> Chunk:
         """Return the chunk with all its pending rows read."""
         statement, parameters = self._whole.between(chunk.after, chunk.upto)
-        page = self._reader.fetch(connection.execute(statement, parameters))
+        page = self._reader.read(connection, statement, parameters)
         return self.counted(connection, replace(chunk, page=page), len(page))
 
     def locked(self, connection: sa.Connection, chunk: Chunk) -> Page:
         """Read a chunk's pending rows again, under locks that are refused rather than awaited."""
         statement, parameters = self._locked.on(chunk)
-        return self._reader.fetch(connection.execute(statement, parameters))
+        return self._reader.read(connection, statement, parameters)
 
     def bounded(
         self, connection: sa.Connection, after: KeyValues, upper: KeyValues, stride: int

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from sqlalchemy.sql.compiler import SQLCompiler
     from sqlalchemy.types import TypeEngine
 
+    from backfill.dialects.mysql_packing import Packing
     from backfill.dialects.readers import Readers
     from backfill.dialects.triggers import Triggers
     from backfill.keys import Key, KeyValues
@@ -482,6 +483,10 @@ class Dialect:
 
     def row_version(self, table: sa.Table) -> sa.ColumnElement[Any] | None:
         """Return a column that changes with every write to a row; None: there is none."""
+        return None
+
+    def packing(self, columns: Sequence[sa.ColumnElement[Any]], key_width: int) -> Packing | None:
+        """Return how rows of these columns travel as one text, where that is faster."""
         return None
 
     def slow_columns(self, target: Target) -> list[str]:
