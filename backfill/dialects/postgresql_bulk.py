@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import struct
+import sys
+from array import array
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from ipaddress import (
@@ -139,7 +141,7 @@ class UnnestUpdate(BulkUpdate):
     ) -> int:
         try:
             bound = self._bound(connection, page, outputs)
-        except (TypeError, ValueError, LookupError, struct.error) as error:
+        except (TypeError, ValueError, LookupError, OverflowError) as error:
             if self._verifies:
                 raise Overtaken from error  # with locks, the rows may go one by one
             return self._fallback.write(connection, page, outputs, parameters)
@@ -158,7 +160,7 @@ class UnnestUpdate(BulkUpdate):
             for column, items in zip(self._columns, values, strict=True)
         }
         if self._verifies:
-            bound["_version"] = send(_XID, list(map(int, page.versions)))
+            bound["_version"] = send(_XID, page.versions)
         return bound
 
 
@@ -300,6 +302,8 @@ _PACKED: dict[_Element, type[Packed]] = {
     _XID: PackedXids,
 }
 _LENGTH = struct.Struct("!i").pack
+_WORD = 4
+"""Bytes of a length, and of array.array's "I"."""
 _NULL = _LENGTH(-1)
 
 
@@ -328,10 +332,16 @@ def _packed_texts(values: Sequence[str | None]) -> bytes:
 
 
 def _packed_numbers(values: Sequence[int], code: str) -> bytes:
-    size = struct.calcsize("!" + code)
-    pairs = [size] * (2 * len(values))
-    pairs[1::2] = values
-    return struct.pack("!" + f"i{code}" * len(values), *pairs)
+    numbers = array(code, values)
+    if sys.byteorder == "little":
+        numbers.byteswap()
+    width = numbers.itemsize // _WORD
+    words, packed = array("I", numbers.tobytes()), array("I", bytes(_WORD))
+    packed *= len(values) * (1 + width)
+    packed[:: 1 + width] = array("I", _LENGTH(numbers.itemsize)) * len(values)
+    for i in range(width):
+        packed[1 + i :: 1 + width] = words[i::width]
+    return packed.tobytes()
 
 
 def _send_literal(element: _Element, values: Sequence[Any]) -> Any:
