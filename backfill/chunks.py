@@ -87,11 +87,12 @@ class Ranged(Generic[T]):
         """Return the statement for a chunk's pending rows, and its parameters.
 
         Rows that lie far apart are looked up by their keys: what lies between was scanned once.
+        All others are told by the chunk's bounds, so that one which came meanwhile is among them.
         """
         page = chunk.page
-        if not page:
+        if not page or not chunk.is_sparse:
             return self.between(chunk.after, chunk.upto)
-        if self._key.is_single and len(page) <= MOST_SCATTERED and chunk.is_sparse:
+        if self._key.is_single and len(page) <= MOST_SCATTERED:
             return self._form("keys"), {"keys": [key for (key,) in page.keys]}
         return self.within("from", page.key(0), page.key(-1))
 

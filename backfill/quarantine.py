@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 
 _PATIENCE_SECONDS = 30.0
+_UNKNOWN = sys.maxsize
+"""Rows from the table's first key to a quarantined one: so many that it is looked up by its key."""
 
 
 class _FailedAgain(Exception):
@@ -98,7 +101,7 @@ class _Retry:
             with dialect.transaction(connection, self.limits, write=False):
                 page = self.walk.one(connection, failure.key)
             self.writer.forget()
-            chunk = Chunk(START, failure.key, scanned=0, is_last=False, page=page)
+            chunk = Chunk(START, failure.key, _UNKNOWN, is_last=False, page=page)
             self.writer.compute(chunk, lambda: None)
             with dialect.transaction(connection, self.limits):
                 self._refuse_if_stopped(connection)

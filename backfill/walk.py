@@ -115,6 +115,10 @@ class Walk:
             return None
         return (after[0] + stride,) if stride < numbers else upper
 
+    def rows(self, connection: sa.Connection, chunk: Chunk) -> int:
+        """Return how many rows a chunk's bounds have now, pending or not."""
+        return self._counted(connection, chunk.after, chunk.upto)
+
     def counted(self, connection: sa.Connection, chunk: Chunk, changed: int) -> Chunk:
         """Return the chunk with its rows counted, of which so many were just changed."""
         if chunk.is_counted:

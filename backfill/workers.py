@@ -499,14 +499,26 @@ class Worker:
         return self._retrying_part(self._step_over, chunk, Written(0, [failure]))
 
     def _step_over(self, chunk: Chunk, written: Written) -> int:
+        """Pass over a row, and over no other one that was inserted meanwhile."""
         self.hold.make_sure()
         if self.lease.cursor != chunk.after:
             return 0
         self._stand_by()
         with self.session.transaction() as connection:
             started = self.clock()
-            lease = self._checkpoint(connection, chunk, written)
+            found = self._grown(connection, chunk)
+            if found is None:
+                lease = self._checkpoint(connection, chunk, written)
+        if found is not None:
+            return self.isolate(found, None)
         return self._after_commit(chunk, written, lease, started)
+
+    def _grown(self, connection: sa.Connection, chunk: Chunk) -> Chunk | None:
+        """Return the chunk as it is now, if it has more rows. With a `where` a sweep finds them."""
+        if self.walk.pending is not None:
+            return None
+        found = self.blind_walk.whole_page(connection, chunk)
+        return found if found.page is not None and len(found.page) > 1 else None
 
     def _check_failures(self, failures: Sequence[Failure]) -> None:
         """Stop before a broken transform fills the quarantine. Raises RunFailed."""

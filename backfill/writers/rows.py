@@ -209,7 +209,7 @@ class RowsWriter(Writer):
         self._careful = sys.maxsize
 
     def write(self, connection: sa.Connection, chunk: Chunk) -> Written:
-        if chunk.is_empty:
+        if chunk.is_empty and self.walk.pending is not None:
             return Written(0)
         has_failed = _Bad in set(map(type, self._outputs))  # and may be mended meanwhile
         if self._verifies and not self._careful and not has_failed:
@@ -218,8 +218,13 @@ class RowsWriter(Writer):
         return self._write_locked(connection, chunk)
 
     def _write_as_read(self, connection: sa.Connection, chunk: Chunk) -> Written:
-        """Write rows that are still what was read. Raises Overtaken where one is not."""
+        """Write rows that are still what was read. Raises Overtaken where one is not, or where one
+        came that no sweep would find."""
+        page = self._page
+        assert page is not None
         try:
+            if self.walk.pending is None and self.walk.rows(connection, chunk) != len(page):
+                raise Overtaken
             return Written(self._write_groups(self._groups, chunk, connection, verifies=True))
         except Overtaken:
             self._careful = _CAREFUL_CHUNKS

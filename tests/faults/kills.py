@@ -160,7 +160,7 @@ FAULTS = [
         Fault(
             f"SIGKILL before and after each statement and COMMIT, {way}",
             partial(kill_at_each_point, way=way),
-            takes_turns=False,
+            takes_turns=way == "apply",  # the user's own statement, in the same protocol
             in_soak=20,
         )
         for way in ("values", "transform", "apply")

@@ -34,6 +34,18 @@ def table(engine: sa.Engine) -> sa.Table:
     )
 
 
+def sparse(engine: sa.Engine) -> sa.Table:
+    """Things whose keys leave room for others; the last one is far away."""
+    return make(
+        engine,
+        "things",
+        sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("n", sa.Integer, nullable=False),
+        sa.Column("doubled", sa.Integer),
+        rows=[{"id": i, "n": i} for i in (*range(0, 2 * ROWS, 2), 10_000)],
+    )
+
+
 class Doubling(Backfill, abstract=True):
     """Doubles n; while the first row is computed for the first time, `meanwhile` is called."""
 
@@ -51,9 +63,9 @@ class Doubling(Backfill, abstract=True):
         return {"doubled": 2 * row.n}
 
 
-def doubling(meanwhile: Callable[[], None]) -> type[Doubling]:
+def doubling(meanwhile: Callable[[], None], **more: Any) -> type[Doubling]:
     body = {"name": "double", "meanwhile": staticmethod(meanwhile), "computed": []}
-    return type("Double", (Doubling,), body)
+    return type("Double", (Doubling,), {**body, **more})
 
 
 def doubled(engine: sa.Engine, table: sa.Table) -> Iterator[tuple[int, int]]:
@@ -94,6 +106,22 @@ def test_rows_that_come_and_go(engine: sa.Engine, table: sa.Table) -> None:
 
 
 @pytest.mark.requires("row_locks")
+@pytest.mark.parametrize("key", [-1, 1, 2 * ROWS - 3, 2 * ROWS - 1])
+@pytest.mark.parametrize("body", [{}, {"where": None}], ids=["where", "no where"])
+def test_row_that_comes_into_a_chunk_that_is_computed(
+    engine: sa.Engine, body: dict[str, Any], key: int
+) -> None:
+    """Before its first key, between two, and behind its last: the cursor has yet to pass it."""
+    table = sparse(engine)
+
+    def come() -> None:
+        with engine.begin() as connection:
+            connection.execute(table.insert().values(id=key, n=1000))
+
+    complete(engine, doubling(come, **body))
+    assert all(d == 2 * n for n, d in doubled(engine, table))
+
+
 def test_change_that_is_committed_while_we_wait_for_its_lock(
     engine: sa.Engine, table: sa.Table
 ) -> None:
