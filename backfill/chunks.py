@@ -41,6 +41,9 @@ class Chunk:
     """Each stride's last key and its rows, where there were several."""
     is_counted: bool = True
     """False: `scanned` is the most that it can be."""
+    by_bounds: bool = False
+    """Its rows are those between its bounds, and not between the first and the last one of its
+    page: no sweep would find one that was inserted meanwhile."""
 
     @property
     def is_sparse(self) -> bool:
@@ -87,12 +90,11 @@ class Ranged(Generic[T]):
         """Return the statement for a chunk's pending rows, and its parameters.
 
         Rows that lie far apart are looked up by their keys: what lies between was scanned once.
-        All others are told by the chunk's bounds, so that one which came meanwhile is among them.
         """
         page = chunk.page
-        if not page or not chunk.is_sparse:
+        if not page or chunk.by_bounds:
             return self.between(chunk.after, chunk.upto)
-        if self._key.is_single and len(page) <= MOST_SCATTERED:
+        if self._key.is_single and len(page) <= MOST_SCATTERED and chunk.is_sparse:
             return self._form("keys"), {"keys": [key for (key,) in page.keys]}
         return self.within("from", page.key(0), page.key(-1))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from backfill.runs import Status
 from backfill.targets import check_key
 from backfill.walk import Walk
 from backfill.writers import writer_for
+from backfill.writers.base import Written
 from backfill.writers.rows import is_about_a_row
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 
 _PATIENCE_SECONDS = 30.0
-_UNKNOWN = sys.maxsize
-"""Rows from the table's first key to a quarantined one: so many that it is looked up by its key."""
 
 
 class _FailedAgain(Exception):
@@ -101,11 +99,11 @@ class _Retry:
             with dialect.transaction(connection, self.limits, write=False):
                 page = self.walk.one(connection, failure.key)
             self.writer.forget()
-            chunk = Chunk(START, failure.key, _UNKNOWN, is_last=False, page=page)
+            chunk = Chunk(START, failure.key, scanned=0, is_last=False, page=page)
             self.writer.compute(chunk, lambda: None)
             with dialect.transaction(connection, self.limits):
                 self._refuse_if_stopped(connection)
-                written = self.writer.write(connection, chunk)
+                written = self.writer.write(connection, chunk) if page else Written(0)
                 if written.failures:
                     raise _FailedAgain(written.failures[0].error)
                 self.store.resolve(connection, self.run, failure, written.changed)

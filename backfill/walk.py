@@ -97,7 +97,8 @@ class Walk:
             return self._next_rows(connection, after, upper, size)
         page = self.page(connection, after, upper, size)
         is_last = len(page) < size or page.key(-1) == upper
-        return Chunk(after, upper if is_last else page.key(-1), len(page), is_last, page)
+        upto = upper if is_last else page.key(-1)
+        return Chunk(after, upto, len(page), is_last, page, by_bounds=True)
 
     def _next_rows(
         self, connection: sa.Connection, after: KeyValues, upper: KeyValues, size: int
@@ -238,7 +239,8 @@ class Walk:
         """Return the chunk with all its pending rows read."""
         statement, parameters = self._whole.between(chunk.after, chunk.upto)
         page = self._reader.read(connection, statement, parameters)
-        return self.counted(connection, replace(chunk, page=page), len(page))
+        found = replace(chunk, page=page, by_bounds=self.pending is None)
+        return self.counted(connection, found, len(page))
 
     def locked(self, connection: sa.Connection, chunk: Chunk) -> Page:
         """Read a chunk's pending rows again, under locks that are refused rather than awaited."""

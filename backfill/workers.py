@@ -28,7 +28,7 @@ from backfill.speed.sizing import CEILING, CEILING_IN_MEMORY, Sizer
 from backfill.trail import Trail
 from backfill.walk import Walk
 from backfill.writers import Written, writer_for
-from backfill.writers.rows import RowsChanged, RowsWriter, is_about_a_row
+from backfill.writers.rows import RowsCame, RowsChanged, RowsWriter, is_about_a_row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -357,6 +357,8 @@ class Worker:
                 continue
             except RowsChanged as changed:
                 chunk = replace(chunk, page=changed.page)
+            except RowsCame:
+                return 0  # the chunk is cut anew
         raise RowsKeptChanging(f"the rows of a chunk changed {_ROUNDS} times while computed")
 
     def commit(self, chunk: Chunk) -> int:
@@ -506,19 +508,17 @@ class Worker:
         self._stand_by()
         with self.session.transaction() as connection:
             started = self.clock()
-            found = self._grown(connection, chunk)
-            if found is None:
-                lease = self._checkpoint(connection, chunk, written)
-        if found is not None:
-            return self.isolate(found, None)
+            if self._has_other_rows(connection, chunk, written.failures[0]):
+                return 0  # the chunk is cut anew
+            lease = self._checkpoint(connection, chunk, written)
         return self._after_commit(chunk, written, lease, started)
 
-    def _grown(self, connection: sa.Connection, chunk: Chunk) -> Chunk | None:
-        """Return the chunk as it is now, if it has more rows. With a `where` a sweep finds them."""
+    def _has_other_rows(self, connection: sa.Connection, chunk: Chunk, failure: Failure) -> bool:
+        """Whether a row was inserted beside a bad one that no sweep would find."""
         if self.walk.pending is not None:
-            return None
-        found = self.blind_walk.whole_page(connection, chunk)
-        return found if found.page is not None and len(found.page) > 1 else None
+            return False
+        found = self.blind_walk.whole_page(connection, chunk).page
+        return found is not None and any(key != failure.key for key in found.keys)
 
     def _check_failures(self, failures: Sequence[Failure]) -> None:
         """Stop before a broken transform fills the quarantine. Raises RunFailed."""

@@ -76,6 +76,9 @@ _NAMED = {
 _RANGES = {"range", "ref", "eq_ref", "const", "system"}
 _WRITTEN_IN_PYTHON = {"pymysql", "aiomysql"}
 """Drivers that take longer for rows and for text than the server does."""
+_BASE64_BYTES = 1024**2
+"""Of a document that is sent as base64 for speed: that is a third longer, and packets may be of
+4 MiB."""
 _GATHERED_BYTES = 2 * 1024**2
 """What may be in one value: 50,000 numbers of 20 digits, and as much again."""
 _SESSIONS = 100
@@ -388,10 +391,20 @@ class _JsonTableUpdate(BulkUpdate):
     def __init__(
         self, target: Target, writes: Sequence[str], narrow: sa.ColumnElement[bool]
     ) -> None:
-        table, key = target.table, target.key
+        columns = (*target.key.columns, *(target.table.c[name] for name in writes))
         self._fallback = target.dialect.row_by_row(target, writes)
         self._writes = list(writes)
-        self._kinds = [_Kind.of(c) for c in (*key.columns, *(table.c[w] for w in writes))]
+        self._kinds = [_Kind.of(column) for column in columns]
+        self._is_quoted_slowly = target.dialect.engine.dialect.driver in _WRITTEN_IN_PYTHON
+        sent: sa.ColumnElement[Any] = sa.bindparam("_document", type_=sa.Text())
+        plain = sa.func.from_base64(sent).op("USING")(sa.literal_column("utf8mb4"))
+        self._plain = self._update(target, narrow, sent)
+        self._base64 = self._update(target, narrow, sa.func.convert(plain))
+
+    def _update(
+        self, target: Target, narrow: sa.ColumnElement[bool], document: sa.ColumnElement[Any]
+    ) -> sa.Update:
+        table, key = target.table, target.key
         names = [f"k{i}" for i in range(len(key.columns))]
         names += [f"w{i}" for i in range(len(self._writes))]
         kinds = [_transport(column) for column in key.columns] + ["LONGTEXT"] * len(self._writes)
@@ -399,16 +412,11 @@ class _JsonTableUpdate(BulkUpdate):
             f"{name} {kind} PATH '$[{i}]'"
             for i, (name, kind) in enumerate(zip(names, kinds, strict=True))
         )
-        document: sa.ColumnElement[Any] = sa.bindparam("_document", type_=sa.Text())
-        self._is_quoted_slowly = target.dialect.engine.dialect.driver in _WRITTEN_IN_PYTHON
-        if self._is_quoted_slowly:
-            plain = sa.func.from_base64(document).op("USING")(sa.literal_column("utf8mb4"))
-            document = sa.func.convert(plain)
         source = sa.func.json_table(
             document,
             sa.literal_column(f"'$[*]' COLUMNS ({paths})"),
         ).table_valued(*names, name="computed")
-        self._statement = (
+        return (
             sa.update(table)
             .where(
                 *(
@@ -437,10 +445,15 @@ class _JsonTableUpdate(BulkUpdate):
             texts = [kind.texts(column) for column, kind in zip(columns, self._kinds, strict=True)]
         except TypeError:
             return self._fallback.write(connection, page, outputs, parameters)
-        document = json.dumps(list(zip(*texts, strict=True)))
-        if self._is_quoted_slowly:
+        document, statement = (
+            json.dumps([*zip(*texts, strict=True)], ensure_ascii=False),
+            self._plain,
+        )
+        is_slow = self._is_quoted_slowly and len(document) <= _BASE64_BYTES
+        if is_slow or not document.isascii():  # which JSON would spell in six bytes a character
+            statement = self._base64
             document = b2a_base64(document.encode(), newline=False).decode()
-        return connection.execute(self._statement, {"_document": document, **parameters}).rowcount
+        return connection.execute(statement, {"_document": document, **parameters}).rowcount
 
 
 class _Kind(Enum):

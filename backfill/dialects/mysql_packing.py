@@ -3,8 +3,8 @@
 A driver written in Python takes 3 µs for a row of three columns (PyMySQL 1.1, measured), the
 server a quarter of that to join them, and `str.split` less still to part them again. The text is
 believed only where all rows have as many values as columns, and are as many as the server
-counted: a value that holds a mark shows in that, as does a text that was cut off
-(`group_concat_max_len`).
+counted, which shows a value that holds a mark; and where it is shorter than what it would be cut
+off to (`group_concat_max_len`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ _NEXT_VALUE, _NEXT_ROW = "\x1f", "\x1e"
 """ASCII's own unit and record separators."""
 _NULL, _NOT_NULL = "-", "+"
 """What a value that may be NULL begins with."""
+_NOT_PACKED = (mysql.SET, mysql.MEDIUMTEXT, mysql.LONGTEXT)
+"""A set is no text for Python; of the others one may be longer than what CONCAT gives."""
+_MOST: sa.ColumnElement[int] = sa.literal_column("@@group_concat_max_len", sa.Integer())
 
 
 class Packing:
@@ -40,7 +43,8 @@ class Packing:
         Python cannot put the rows in the order of their key, the first columns."""
         is_ordered = all(isinstance(c.type, sa.Integer) for c in columns[:key_width])
         are_texts = all(_is_its_text(c, dialect) for c in columns)
-        return cls(columns) if is_ordered and are_texts else None
+        have_names = len({column.name.casefold() for column in columns}) == len(columns)
+        return cls(columns) if is_ordered and are_texts and have_names else None
 
     def packed(self, page: sa.Select[Any]) -> sa.Select[Any]:
         """Return the statement that gives the number of a page's rows, and all of them in one."""
@@ -50,15 +54,21 @@ class Packing:
             for column, found in zip(self._columns, rows.c, strict=True):
                 parts += [_sent(column, found), _mark(_NEXT_VALUE)]
             parts[-1] = _mark(_NEXT_ROW).op("SEPARATOR")(sa.literal_column("''"))
-            asked: list[Any] = [sa.func.count(), sa.func.group_concat(*parts, type_=sa.Text())]
+            together = sa.func.group_concat(*parts, type_=sa.Text())
+            asked: list[Any] = [sa.func.count(), together, _MOST]
             self._statements[page] = sa.select(*asked).select_from(rows)
         return self._statements[page]
 
-    def unpacked(self, count: int, text: str | None) -> Sequence[Raw] | None:
-        """Return the rows in the order of their keys; None: it is not sure what they are."""
+    def unpacked(self, count: int, text: str | None, most: int) -> Sequence[Raw] | None:
+        """Return the rows in the order of their keys; None: it is not sure what they are.
+
+        `most`: bytes to which the text would have been cut off.
+        """
         if not count:
             return []
-        *rows, rest = (text or "").split(_NEXT_ROW)
+        if text is None or len(text.encode()) >= int(most):
+            return None
+        *rows, rest = text.split(_NEXT_ROW)
         values = [row.split(_NEXT_VALUE) for row in rows]
         if rest or len(rows) != count or set(map(len, values)) != {len(self._columns)}:
             return None
@@ -67,7 +77,7 @@ class Packing:
 
 
 def _is_its_text(column: sa.ColumnElement[Any], dialect: sa.Dialect) -> bool:
-    is_text = isinstance(column.type, sa.String) and not isinstance(column.type, mysql.SET)
+    is_text = isinstance(column.type, sa.String) and not isinstance(column.type, _NOT_PACKED)
     kind = column.type.dialect_impl(dialect)
     is_raw = kind.result_processor(dialect, None) is None
     return is_raw and (is_text or isinstance(column.type, sa.Integer))
@@ -78,12 +88,13 @@ def _may_be_null(column: sa.ColumnElement[Any]) -> bool:
 
 
 def _sent(column: sa.ColumnElement[Any], found: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+    sent = found
     if isinstance(column.type, sa.String):  # columns of several character sets cannot be joined
-        found = sa.func.convert(found.op("USING")(sa.literal_column("utf8mb4")))
-    if _may_be_null(column):
-        with_sign = sa.func.concat(sa.literal_column(f"'{_NOT_NULL}'"), found)
-        return sa.func.ifnull(with_sign, sa.literal_column(f"'{_NULL}'"))
-    return found
+        sent = sa.func.convert(found.op("USING")(sa.literal_column("utf8mb4")))
+    if _may_be_null(column):  # by sql_mode ORACLE CONCAT takes NULL for ''
+        with_sign = sa.func.concat(sa.literal_column(f"'{_NOT_NULL}'"), sent)
+        return sa.func.if_(found.is_(None), sa.literal_column(f"'{_NULL}'"), with_sign)
+    return sent
 
 
 def _received(column: sa.ColumnElement[Any], texts: Iterable[str]) -> Iterable[Any]:

@@ -25,7 +25,9 @@ def _row(row: Any) -> int:
 
 
 def _bytes(value: Any) -> int:
-    if isinstance(value, (str, bytes, bytearray, memoryview)):
+    if isinstance(value, str):
+        return len(value if value.isascii() else value.encode(errors="surrogatepass"))
+    if isinstance(value, (bytes, bytearray, memoryview)):
         return len(value)
     if isinstance(value, dict):
         return _all(value) + _all(value.values())

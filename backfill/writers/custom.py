@@ -43,7 +43,7 @@ class CustomWriter(Writer):
     def _condition(self, chunk: Chunk) -> sa.ColumnElement[bool]:
         """Return the chunk's condition with its values inside: it must stand alone."""
         key = self.target.key
-        if chunk.page and chunk.is_sparse:
+        if chunk.page and not chunk.by_bounds:
             low, high, inclusive = chunk.page.key(0), chunk.page.key(-1), True
         else:
             low, high, inclusive = chunk.after, chunk.upto, False

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 UNDER_LOCK_SECONDS = 0.01
 """Recomputing may hold a chunk's locks for about so long; a row that changes again and again
 is at last computed under its own lock alone."""
+_GROWS, _FEW = 1.25, 16
+"""A chunk takes in about so many rows that come while it is computed."""
 _PULSE_ROWS = 16
 _PULSE_SECONDS = 0.1
 """The lease is looked after each row at first, and each 16 rows where these are as quick."""
@@ -89,6 +91,10 @@ class RowsChanged(Exception):
     def __init__(self, page: Page) -> None:
         super().__init__(f"{len(page)} rows are to be computed again")
         self.page = page
+
+
+class RowsCame(Exception):
+    """The application has inserted so many rows into the chunk that it is to be cut again."""
 
 
 class RowsWriter(Writer):
@@ -212,10 +218,19 @@ class RowsWriter(Writer):
         if chunk.is_empty and self.walk.pending is not None:
             return Written(0)
         has_failed = _Bad in set(map(type, self._outputs))  # and may be mended meanwhile
-        if self._verifies and not self._careful and not has_failed:
+        if self._verifies and not self._careful and not has_failed and self._is_all_verified():
             return self._write_as_read(connection, chunk)
         self._careful = max(0, self._careful - 1)
         return self._write_locked(connection, chunk)
+
+    def _is_all_verified(self) -> bool:
+        """Whether each row is written, and thereby compared, where no sweep looks again at one
+        that was left and has changed since."""
+        page = self._page
+        assert page is not None
+        return self.walk.pending is not None or len(page) == sum(
+            len(part) for _, part, _ in self._groups
+        )
 
     def _write_as_read(self, connection: sa.Connection, chunk: Chunk) -> Written:
         """Write rows that are still what was read. Raises Overtaken where one is not, or where one
@@ -233,6 +248,8 @@ class RowsWriter(Writer):
     def _write_locked(self, connection: sa.Connection, chunk: Chunk) -> Written:
         page = self.walk.locked(connection, chunk)
         assert self._page is not None
+        if len(page) > _GROWS * len(self._page) + _FEW:
+            raise RowsCame
         if page.is_same(self._page):
             groups, outputs = self._groups, self._outputs
         else:

@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 
-from backfill import Backfill, quarantine, tables
+from backfill import Backfill, quarantine, tables, workers
 from backfill.errors import DeclarationChanged
 from backfill.planner import make_plan
 from backfill.runs import Outcome
@@ -17,7 +17,7 @@ from backfill.store import Store
 from tests.integration.support import Ran, Row, bound, complete, failures, make, read, run, status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 ROWS = 1000
 BAD = [1, 2, 333, 500, 501, 999, 1000]
@@ -227,6 +227,100 @@ def test_bad_row_that_is_gone_or_done_is_off_the_list(
     assert retry(engine, way) == (2, len(BAD) - 2)
     assert sorted(one["key"] for one in failures(engine, way)) == [[i] for i in BAD[2:]]
     assert read(engine, things, "name")[1] == "by hand"
+
+
+def make_numbers(engine: sa.Engine, numbers: Iterable[int], **more: Any) -> sa.Table:
+    """Rows that are to be counted up; above 1,000 the database refuses it."""
+    return make(
+        engine,
+        "things",
+        sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("part", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("n", sa.Integer, nullable=False),
+        sa.CheckConstraint("n <= 1000", name="few"),
+        rows=[{"id": 100 * i, "part": 1, "n": n} for i, n in enumerate(numbers)],
+        **more,
+    )
+
+
+class Counts(Backfill, abstract=True):
+    name = "count_up"
+    table = "things"
+
+
+class CountedInSql(Counts):
+    values = {"n": "n + 1"}  # noqa: RUF012
+
+
+class CountedInPython(Counts):
+    reads = ("n",)
+    writes = ("n",)
+
+    def transform(self, row: Any) -> Row:
+        return {"n": row.n + 1}
+
+
+class CountedByHand(Counts):
+    def apply(self, connection: sa.Connection, chunk: Any) -> None:
+        connection.execute(chunk.update().values(n=chunk.table.c.n + 1))
+
+
+COUNTED = [CountedInSql, CountedInPython, CountedByHand]
+
+
+@pytest.mark.parametrize("way", COUNTED)
+def test_bad_row_that_is_gone_takes_no_other_with_it(
+    engine: sa.Engine, way: type[Backfill]
+) -> None:
+    """Without a `where` nothing tells that the rows before it are done."""
+    things = make_numbers(engine, [0, 0, 1000, 0])
+    assert run(engine, way).outcome is Outcome.QUARANTINED
+    with engine.begin() as connection:
+        connection.execute(things.delete().where(things.c.id == 200))
+    assert retry(engine, way) == (1, 0)
+    assert read(engine, things, "n") == [1, 1, 1]
+
+
+@pytest.mark.parametrize("way", COUNTED)
+@pytest.mark.parametrize("stays", [True, False])
+def test_rows_that_come_beside_a_bad_row(
+    engine: sa.Engine, way: type[Backfill], stays: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    things = make_numbers(engine, [0, 0, 1000, 0])
+    passing, coming = workers.Worker._quarantine, list(range(150, 170))
+
+    def meanwhile(self: Any, chunk: Any, error: Exception) -> int:
+        with engine.begin() as connection:
+            if not stays:
+                connection.execute(things.delete().where(things.c.id == 200))
+            for key in coming:
+                connection.execute(things.insert().values(id=key, part=1, n=0))
+            coming.clear()
+        return passing(self, chunk, error)
+
+    monkeypatch.setattr(workers.Worker, "_quarantine", meanwhile)
+    ran = run(engine, way)
+    assert ran.outcome is (Outcome.QUARANTINED if stays else Outcome.COMPLETE), ran.result.text
+    assert read(engine, things, "n") == [1] * 22 + [1000] * stays + [1]
+    assert min(ran.numbers("chunk", "scanned")) >= 0
+
+
+def test_bad_rows_that_come_before_each_other_are_too_many(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    things = make_numbers(engine, [0, 0, 1000, 0])
+    passing, coming = workers.Worker._quarantine, list(range(150, 199))
+
+    def meanwhile(self: Any, chunk: Any, error: Exception) -> int:
+        if coming:
+            with engine.begin() as connection:
+                connection.execute(things.insert().values(id=coming.pop(), part=1, n=1000))
+        return passing(self, chunk, error)
+
+    monkeypatch.setattr(workers.Worker, "_quarantine", meanwhile)
+    ran = run(engine, CountedInSql, max_failures=3)
+    assert ran.outcome is Outcome.FAILED
+    assert "max_failures" in ran.result.text
 
 
 @pytest.mark.parametrize("way", [InSql, InPython, Raising, RaisingForMany, Applied])

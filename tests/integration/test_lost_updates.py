@@ -122,6 +122,34 @@ def test_row_that_comes_into_a_chunk_that_is_computed(
     assert all(d == 2 * n for n, d in doubled(engine, table))
 
 
+def test_flood_into_a_chunk_is_cut_into_chunks(engine: sa.Engine) -> None:
+    table = sparse(engine)
+
+    def come() -> None:
+        fill(engine, table, [{"id": i, "n": i} for i in range(-3_000, 0)])
+
+    ran = complete(engine, doubling(come, where=None), chunk_size=20)
+    assert max(ran.numbers("chunk", "changed")) <= 20
+    assert all(d == 2 * n for n, d in doubled(engine, table))
+
+
+@pytest.mark.parametrize("body", [{}, {"where": None}], ids=["where", "no where"])
+def test_row_that_was_left_and_changes_meanwhile(engine: sa.Engine, body: dict[str, Any]) -> None:
+    table = sparse(engine)
+
+    class Leaving(doubling(lambda: None, **body)):  # type: ignore[misc]
+        def transform(self, row: Any) -> dict[str, Any] | None:
+            super().transform(row)
+            if row.id == 2 and row.n == 2:
+                with engine.begin() as connection:
+                    connection.execute(table.update().where(table.c.id == 2).values(n=5))
+                return None
+            return {"doubled": 2 * row.n}
+
+    complete(engine, Leaving)
+    assert all(d == 2 * n for n, d in doubled(engine, table))
+
+
 def test_change_that_is_committed_while_we_wait_for_its_lock(
     engine: sa.Engine, table: sa.Table
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
@@ -10,6 +10,9 @@ from sqlalchemy.dialects import mysql
 
 from backfill import Backfill
 from tests.integration import support
+
+if TYPE_CHECKING:
+    from tests.databases import Database
 
 pytestmark = pytest.mark.requires("cut_values")
 
@@ -49,7 +52,7 @@ def notes(engine: sa.Engine, values: list[str | None]) -> sa.Table:
         sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
         sa.Column("name", sa.String(20, collation="utf8mb4_bin"), nullable=False),
         sa.Column("label", latin),
-        sa.Column("note", mysql.LONGTEXT(collation="utf8mb4_unicode_ci")),
+        sa.Column("note", mysql.TEXT(collation="utf8mb4_unicode_ci")),
         sa.Column("kind", mysql.ENUM("one", "two")),
         sa.Column("n", sa.BigInteger),
         sa.Column("copy", mysql.LONGTEXT(charset="utf8mb4")),
@@ -95,10 +98,43 @@ def test_what_looks_like_a_mark_is_read_row_by_row(engine: sa.Engine, marked: st
 
 
 def test_what_is_cut_off_is_read_row_by_row(engine: sa.Engine) -> None:
-    table = notes(engine, [digit * 800_000 for digit in "1234"])
-    statements = sent(engine, chunk_size=4)
+    table = notes(engine, [digit * 60_000 for digit in "1234567890" * 4])
+    statements = sent(engine, chunk_size=40)
     assert_copied(engine, table)
     assert "group_concat" not in statements[-1]
+
+
+def test_marks_at_the_end_of_what_is_cut_off(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left looks like two rows, as many as there are."""
+    monkeypatch.setattr("backfill.dialects.mysql._GATHERED_BYTES", 2_000)
+    begins, forged = "-3\x1f\x1f+\x1f+", "x\x1e-2\x1fa\x1f+b\x1f+"
+    ends = "\x1f-\x1f+0\x1e"
+    filler = "F" * (2_000 - len(begins) - len(forged) - len(ends))
+    table = notes(engine, [None, "second"])
+    with engine.begin() as connection:
+        first = table.update().where(table.c.id == -3)
+        connection.execute(first.values(label="", note=forged + filler + ends + "tail"))
+    sent(engine, chunk_size=4)
+    assert_copied(engine, table)
+
+
+@pytest.mark.parametrize("mode", ["ORACLE", "PAD_CHAR_TO_FULL_LENGTH", "ANSI"])
+def test_other_modes_of_sql(database: Database, engine: sa.Engine, mode: str) -> None:
+    table = notes(engine, [*ORDINARY, None])
+    command = f"SET sql_mode = CONCAT(@@sql_mode, ',{mode}')"
+    other = sa.create_engine(database.url, connect_args={"init_command": command})
+    sent(other, chunk_size=5)
+    other.dispose()
+    assert_copied(engine, table)
+
+
+@pytest.mark.parametrize("text", ["a", "\u00e9", "\u0436", "\U0001f4be"])
+def test_chunks_of_long_texts_fit_into_a_packet(engine: sa.Engine, text: str) -> None:
+    table = notes(engine, [text * (16_000 // len(text.encode()))] * 1_500)
+    support.complete(engine, Copy, target_seconds=20)
+    assert_copied(engine, table)
 
 
 def test_rows_are_locked_as_they_are_read_again(engine: sa.Engine) -> None:

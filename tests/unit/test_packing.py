@@ -22,9 +22,12 @@ TABLE = sa.Table(
     sa.Column("n", sa.Integer),
     sa.Column("at", sa.DateTime),
     sa.Column("tags", mysql.SET("a", "b")),
+    sa.Column("essay", mysql.LONGTEXT),
+    sa.Column("NAME", sa.Integer),
 )
 COLUMNS = [TABLE.c.id, TABLE.c.name, TABLE.c.note, TABLE.c.n]
 MARKS = "\x1e\x1f+-"
+MOST = 1_000_000
 
 texts = st.text(st.sampled_from("ab\0\n'\"\\ü" + MARKS), max_size=4)
 rows = st.dictionaries(
@@ -58,7 +61,7 @@ def test_rows_come_out_in_order_or_not_at_all(given: dict[int, Any], chance: Any
     expected = [(key, *values) for key, values in sorted(given.items())]
     sent = list(expected)
     chance.shuffle(sent)
-    found = packing().unpacked(len(sent), together(sent))
+    found = packing().unpacked(len(sent), together(sent), MOST)
     assert found == expected or (found is None and any(map(has_mark, sum(sent, ()))))
 
 
@@ -67,8 +70,10 @@ def test_text_that_was_cut_off_is_not_believed(given: dict[int, Any], data: st.D
     sent = [(key, *values) for key, values in given.items()]
     whole = together(sent)
     assert whole is not None
-    cut = data.draw(st.none() | st.integers(0, len(whole) - 1))
-    assert packing().unpacked(len(sent), None if cut is None else whole[:cut]) is None
+    assert packing().unpacked(len(sent), None, MOST) is None
+    most = data.draw(st.integers(0, len(whole.encode())))
+    cut = whole.encode()[:most].decode(errors="ignore")
+    assert packing().unpacked(len(sent), cut + "?" * (most - len(cut.encode())), most) is None
 
 
 @pytest.mark.parametrize(
@@ -78,6 +83,8 @@ def test_text_that_was_cut_off_is_not_believed(given: dict[int, Any], data: st.D
         ([TABLE.c.id, TABLE.c.name], 2),
         ([TABLE.c.id, TABLE.c.at], 1),
         ([TABLE.c.id, TABLE.c.tags], 1),
+        ([TABLE.c.id, TABLE.c.essay], 1),
+        ([TABLE.c.id, TABLE.c.name, TABLE.c.NAME], 1),
     ],
 )
 def test_what_is_not_its_text_or_has_no_order_is_not_packed(
