@@ -77,6 +77,8 @@ class Model:
     _began: dict[int, int] = field(default_factory=dict)
     _at_start: dict[int, set[int]] = field(default_factory=dict)
     _passed: dict[int, set[int]] = field(default_factory=dict)
+    _moved: dict[int, int] = field(default_factory=dict)
+    """The step in which a range's cursor moved last."""
     _changed: dict[int, int] = field(default_factory=dict)
 
     # -- what the application does ---------------------------------------------------------
@@ -113,7 +115,7 @@ class Model:
             self._begin(run_id, now)
         for range_id, found in now.ranges.items():
             self._claim(before.ranges.get(range_id), found)
-            self._move(before, before.ranges.get(range_id), found)
+            self._move(before, range_id, found)
         self._quarantine(before, retries=retries)
         self._compare_rows()
         self._compare_counts()
@@ -143,7 +145,8 @@ class Model:
         is_ours = was.owner == now.owner
         require(is_ours, Invariant.LEASES_ARE_RESPECTED, f"{was.owner}'s range has {now.owner}")
 
-    def _move(self, before: Snapshot, was: Range | None, now: Range) -> None:
+    def _move(self, before: Snapshot, range_id: int, now: Range) -> None:
+        was = before.ranges.get(range_id)
         start = was.cursor if was is not None else now.lower
         is_forward = start <= now.cursor <= now.upper
         require(is_forward, Invariant.CURSORS_GO_FORWARD, f"{was} became {now}")
@@ -152,9 +155,17 @@ class Model:
         status = before.statuses.get(now.run_id)
         is_on = status not in STOPPED
         require(is_on, Invariant.STOPPED_MEANS_STOPPED, f"{was} became {now} when {status}")
+        began = self._moved.get(range_id, self._began[now.run_id])
         for key in sorted(k for k in self.rows if start < k <= now.cursor):
             self._passed[now.run_id].add(key)
-            self._apply(before, now.run_id, key)
+            if not self._is_left_to_a_sweep(key, began):
+                self._apply(before, now.run_id, key)
+        self._moved[range_id] = self.step
+
+    def _is_left_to_a_sweep(self, key: int, began: int) -> bool:
+        """Whether a row became pending while its chunk was under way, and still is."""
+        is_late = self.has_where and self.rows[key].since >= began
+        return is_late and self.seen.rows.get(key, (0, False))[1]
 
     def _apply(self, before: Snapshot, run_id: int, key: int) -> None:
         row = self.rows[key]

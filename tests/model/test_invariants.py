@@ -49,6 +49,20 @@ def with_status(status: Status, snapshot: Snapshot = RUNNING) -> Snapshot:
     return replace(snapshot, statuses={1: status})
 
 
+def test_row_that_comes_late_is_left_to_a_sweep_where_there_is_one() -> None:
+    for has_where in (True, False):
+        model = begun(has_where=has_where)
+        model.insert(15, 100)
+        left = replace(DONE, rows={**DONE.rows, 15: (100, True)})
+        if has_where:
+            model.observe(left)
+            with pytest.raises(Broken, match="finished_means_proved"):
+                model.observe(with_status(Status.SUCCEEDED, left), proof_began=model.step)
+        else:
+            with pytest.raises(Broken, match="exactly_once"):
+                model.observe(left)
+
+
 def test_model_accepts_a_run_from_its_beginning_to_its_end() -> None:
     model = begun()
     model.observe(DONE)
@@ -104,7 +118,7 @@ def cancelled_and_going_on(model: Model) -> None:
 
 
 def bad_row_not_told(model: Model) -> None:
-    model.spoil(10)
+    model.rows[10].is_bad = True  # since before the run
     model.observe(replace(DONE, rows={10: (100, True), 20: (101, False)}))
 
 
