@@ -93,8 +93,8 @@ class RowsChanged(Exception):
         self.page = page
 
 
-class RowsCame(Exception):
-    """The application has inserted so many rows into the chunk that it is to be cut again."""
+class RowsCame(RowsChanged):
+    """The application has inserted so many rows into the chunk that it is better cut again."""
 
 
 class RowsWriter(Writer):
@@ -249,7 +249,7 @@ class RowsWriter(Writer):
         page = self.walk.locked(connection, chunk)
         assert self._page is not None
         if len(page) > _GROWS * len(self._page) + _FEW:
-            raise RowsCame
+            raise RowsCame(page)
         if page.is_same(self._page):
             groups, outputs = self._groups, self._outputs
         else:

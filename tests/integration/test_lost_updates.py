@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sqlalchemy as sa
 
-from backfill import Backfill
+from backfill import Backfill, inline
 from backfill.budget import Turn
+from backfill.settings import Settings
 from backfill.writers import rows as rows_writer
-from tests.integration.support import complete, fill, make, read
+from tests.integration.support import bound, complete, fill, make, read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -130,6 +131,19 @@ def test_flood_into_a_chunk_is_cut_into_chunks(engine: sa.Engine) -> None:
 
     ran = complete(engine, doubling(come, where=None), chunk_size=20)
     assert max(ran.numbers("chunk", "changed")) <= 20
+    assert all(d == 2 * n for n, d in doubled(engine, table))
+
+
+@pytest.mark.requires("row_locks")
+def test_flood_into_a_chunk_of_an_inline_gate(engine: sa.Engine) -> None:
+    table = sparse(engine)
+
+    def come() -> None:
+        fill(engine, table, [{"id": i, "n": i} for i in range(-3_000, 0)])
+
+    target = bound(engine, doubling(come, where=None, revision="a1"))
+    with engine.begin() as connection:
+        inline.complete(connection, target, Settings(), "")
     assert all(d == 2 * n for n, d in doubled(engine, table))
 
 
