@@ -84,7 +84,8 @@ def _is_its_text(column: sa.ColumnElement[Any], dialect: sa.Dialect) -> bool:
 
 
 def _may_be_null(column: sa.ColumnElement[Any]) -> bool:
-    return not isinstance(column, sa.Column) or column.nullable is not False
+    inner = column.element if isinstance(column, sa.Label) else column
+    return not isinstance(inner, sa.Column) or inner.nullable is not False
 
 
 def _sent(column: sa.ColumnElement[Any], found: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
@@ -93,7 +94,7 @@ def _sent(column: sa.ColumnElement[Any], found: sa.ColumnElement[Any]) -> sa.Col
         sent = sa.func.convert(found.op("USING")(sa.literal_column("utf8mb4")))
     if _may_be_null(column):  # by sql_mode ORACLE CONCAT takes NULL for ''
         with_sign = sa.func.concat(sa.literal_column(f"'{_NOT_NULL}'"), sent)
-        return sa.func.if_(found.is_(None), sa.literal_column(f"'{_NULL}'"), with_sign)
+        return sa.func.if_(sa.func.isnull(found), sa.literal_column(f"'{_NULL}'"), with_sign)
     return sent
 
 
