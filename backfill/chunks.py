@@ -46,6 +46,11 @@ class Chunk:
     page: no sweep would find one that was inserted meanwhile."""
 
     @property
+    def telling_page(self) -> Page | None:
+        """The page that tells its rows; None where its bounds do."""
+        return self.page if self.page and not self.by_bounds else None
+
+    @property
     def is_sparse(self) -> bool:
         """Whether most of the rows between the bounds are not pending."""
         return self.page is not None and is_sparse(len(self.page), self.scanned)
@@ -91,8 +96,8 @@ class Ranged(Generic[T]):
 
         Rows that lie far apart are looked up by their keys: what lies between was scanned once.
         """
-        page = chunk.page
-        if not page or chunk.by_bounds:
+        page = chunk.telling_page
+        if page is None:
             return self.between(chunk.after, chunk.upto)
         if self._key.is_single and len(page) <= MOST_SCATTERED and chunk.is_sparse:
             return self._form("keys"), {"keys": [key for (key,) in page.keys]}

@@ -128,8 +128,9 @@ class PageReader:
         self._new_row = partial(tuple.__new__, row_type([column.name for column in reads]))
         self._packing = target.dialect.packing(self.columns, self.width)
         self._converts: list[tuple[int, Convert]] | None = None
-        self.key: Callable[[Raw], KeyValues]
-        """Gives a row's key; known with the first page."""
+        self.key: Callable[[Raw], KeyValues] = itemgetter(slice(self.width))
+        """Gives a row's key; the first page tells whether its values have to be converted."""
+        self._has_plain_key = True
 
     @property
     def empty(self) -> Page:
@@ -138,7 +139,6 @@ class PageReader:
 
     def of_numbers(self, keys: Sequence[int]) -> Page:
         """Return a page of rows of which the key, a whole number, is all that is read."""
-        self.key, self._has_plain_key = tuple, True
         return Page([(key,) for key in keys], self)
 
     def read(
@@ -149,7 +149,6 @@ class PageReader:
             packed = self._packing.packed(statement)
             rows = self._packing.unpacked(*connection.execute(packed, parameters).one())
             if rows is not None:
-                self.key, self._has_plain_key = itemgetter(slice(self.width)), True
                 return Page(rows, self)
             self._packing = None  # as long a page, or such a value, is to be expected again
         return self._fetch(connection.execute(statement, parameters))

@@ -445,15 +445,19 @@ class _JsonTableUpdate(BulkUpdate):
             texts = [kind.texts(column) for column, kind in zip(columns, self._kinds, strict=True)]
         except TypeError:
             return self._fallback.write(connection, page, outputs, parameters)
-        document, statement = (
-            json.dumps([*zip(*texts, strict=True)], ensure_ascii=False),
-            self._plain,
-        )
-        is_slow = self._is_quoted_slowly and len(document) <= _BASE64_BYTES
-        if is_slow or _swells(document):
+        document = json.dumps(list(zip(*texts, strict=True)), ensure_ascii=False)
+        statement = self._plain
+        if self._is_better_as_base64(document):
             statement = self._base64
             document = b2a_base64(document.encode(), newline=False).decode()
         return connection.execute(statement, {"_document": document, **parameters}).rowcount
+
+    def _is_better_as_base64(self, document: str) -> bool:
+        """Whether it is sent faster so, or is shorter: drivers put a backslash before each quote.
+        What is not ASCII does not depend on the connection's character set then."""
+        if not document.isascii() or (self._is_quoted_slowly and len(document) <= _BASE64_BYTES):
+            return True
+        return 3 * (document.count('"') + document.count("\\")) > len(document)
 
 
 class _Kind(Enum):
@@ -500,13 +504,6 @@ def _labelled(label: str) -> Callable[..., tuple[str, Any]]:
         return pattern.sub(comment, text, count=1), given
 
     return label_it
-
-
-def _swells(document: str) -> bool:
-    """Whether it is shorter as base64: JSON would spell what is not ASCII in six bytes, and drivers
-    put a backslash before each quote."""
-    escaped = document.count('"') + document.count("\\")
-    return not document.isascii() or 3 * escaped > len(document)
 
 
 def _is_binary(column: sa.ColumnElement[Any]) -> bool:

@@ -43,10 +43,9 @@ class CustomWriter(Writer):
     def _condition(self, chunk: Chunk) -> sa.ColumnElement[bool]:
         """Return the chunk's condition with its values inside: it must stand alone."""
         key = self.target.key
-        if chunk.page and not chunk.by_bounds:
-            low, high, inclusive = chunk.page.key(0), chunk.page.key(-1), True
-        else:
-            low, high, inclusive = chunk.after, chunk.upto, False
+        low, high, inclusive = chunk.after, chunk.upto, False
+        if chunk.telling_page is not None:
+            low, high, inclusive = chunk.telling_page.key(0), chunk.telling_page.key(-1), True
         within = key.between(
             key.constants(low) if low else (),
             key.constants(high),

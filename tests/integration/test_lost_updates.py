@@ -17,34 +17,32 @@ from backfill.writers import rows as rows_writer
 from tests.integration.support import bound, complete, fill, make, read
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
 ROWS = 40
 
 
+def make_things(engine: sa.Engine, keys: Iterable[int]) -> sa.Table:
+    return make(
+        engine,
+        "things",
+        sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("n", sa.Integer, nullable=False),
+        sa.Column("doubled", sa.Integer),
+        rows=[{"id": i, "n": i} for i in keys],
+    )
+
+
 @pytest.fixture
 def table(engine: sa.Engine) -> sa.Table:
-    return make(
-        engine,
-        "things",
-        sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
-        sa.Column("n", sa.Integer, nullable=False),
-        sa.Column("doubled", sa.Integer),
-        rows=[{"id": i, "n": i} for i in range(ROWS)],
-    )
+    return make_things(engine, range(ROWS))
 
 
+@pytest.fixture
 def sparse(engine: sa.Engine) -> sa.Table:
     """Things whose keys leave room for others; the last one is far away."""
-    return make(
-        engine,
-        "things",
-        sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
-        sa.Column("n", sa.Integer, nullable=False),
-        sa.Column("doubled", sa.Integer),
-        rows=[{"id": i, "n": i} for i in (*range(0, 2 * ROWS, 2), 10_000)],
-    )
+    return make_things(engine, [*range(0, 2 * ROWS, 2), 10_000])
 
 
 class Doubling(Backfill, abstract=True):
@@ -110,58 +108,51 @@ def test_rows_that_come_and_go(engine: sa.Engine, table: sa.Table) -> None:
 @pytest.mark.parametrize("key", [-1, 1, 2 * ROWS - 3, 2 * ROWS - 1])
 @pytest.mark.parametrize("body", [{}, {"where": None}], ids=["where", "no where"])
 def test_row_that_comes_into_a_chunk_that_is_computed(
-    engine: sa.Engine, body: dict[str, Any], key: int
+    engine: sa.Engine, sparse: sa.Table, body: dict[str, Any], key: int
 ) -> None:
     """Before its first key, between two, and behind its last: the cursor has yet to pass it."""
-    table = sparse(engine)
 
     def come() -> None:
         with engine.begin() as connection:
-            connection.execute(table.insert().values(id=key, n=1000))
+            connection.execute(sparse.insert().values(id=key, n=1000))
 
     complete(engine, doubling(come, **body))
-    assert all(d == 2 * n for n, d in doubled(engine, table))
+    assert all(d == 2 * n for n, d in doubled(engine, sparse))
 
 
-def test_flood_into_a_chunk_is_cut_into_chunks(engine: sa.Engine) -> None:
-    table = sparse(engine)
-
+def test_flood_into_a_chunk_is_cut_into_chunks(engine: sa.Engine, sparse: sa.Table) -> None:
     def come() -> None:
-        fill(engine, table, [{"id": i, "n": i} for i in range(-3_000, 0)])
+        fill(engine, sparse, [{"id": i, "n": i} for i in range(-3_000, 0)])
 
     ran = complete(engine, doubling(come, where=None), chunk_size=20)
     assert max(ran.numbers("chunk", "changed")) <= 20
-    assert all(d == 2 * n for n, d in doubled(engine, table))
+    assert all(d == 2 * n for n, d in doubled(engine, sparse))
 
 
 @pytest.mark.requires("row_locks")
-def test_flood_into_a_chunk_of_an_inline_gate(engine: sa.Engine) -> None:
-    table = sparse(engine)
-
+def test_flood_into_a_chunk_of_an_inline_gate(engine: sa.Engine, sparse: sa.Table) -> None:
     def come() -> None:
-        fill(engine, table, [{"id": i, "n": i} for i in range(-3_000, 0)])
+        fill(engine, sparse, [{"id": i, "n": i} for i in range(-3_000, 0)])
 
     target = bound(engine, doubling(come, where=None, revision="a1"))
     with engine.begin() as connection:
         inline.complete(connection, target, Settings(), "")
-    assert all(d == 2 * n for n, d in doubled(engine, table))
+    assert all(d == 2 * n for n, d in doubled(engine, sparse))
 
 
 @pytest.mark.parametrize("body", [{}, {"where": None}], ids=["where", "no where"])
-def test_row_that_was_left_and_changes_meanwhile(engine: sa.Engine, body: dict[str, Any]) -> None:
-    table = sparse(engine)
+def test_row_that_was_left_and_changes_meanwhile(
+    engine: sa.Engine, sparse: sa.Table, body: dict[str, Any]
+) -> None:
+    def leave_one(_: Any, row: Any) -> dict[str, Any] | None:
+        if row.id == 2 and row.n == 2:
+            with engine.begin() as connection:
+                connection.execute(sparse.update().where(sparse.c.id == 2).values(n=5))
+            return None
+        return {"doubled": 2 * row.n}
 
-    class Leaving(doubling(lambda: None, **body)):  # type: ignore[misc]
-        def transform(self, row: Any) -> dict[str, Any] | None:
-            super().transform(row)
-            if row.id == 2 and row.n == 2:
-                with engine.begin() as connection:
-                    connection.execute(table.update().where(table.c.id == 2).values(n=5))
-                return None
-            return {"doubled": 2 * row.n}
-
-    complete(engine, Leaving)
-    assert all(d == 2 * n for n, d in doubled(engine, table))
+    complete(engine, doubling(lambda: None, transform=leave_one, **body))
+    assert all(d == 2 * n for n, d in doubled(engine, sparse))
 
 
 def test_change_that_is_committed_while_we_wait_for_its_lock(
