@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from backfill.dialects import Dialect
+    from backfill.keys import KeyValues
     from backfill.runs import KeyRange, Lease, Run
     from backfill.settings import Settings
     from backfill.store import Store
@@ -119,6 +120,11 @@ class Holding:
             self._tried.clear()
             self._renewed = self._clock()
         self.pulse()
+
+    def is_at(self, cursor: KeyValues) -> bool:
+        """Make sure of the lease, and say whether its cursor stands there."""
+        self.make_sure()
+        return self.lease.cursor == cursor
 
     def pulse(self) -> None:
         """Renew the lease when a third of it is over. Raises LeaseLost."""

@@ -6,7 +6,6 @@ computes or looks around happens between two transactions.
 
 from __future__ import annotations
 
-import logging
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -15,20 +14,21 @@ from typing import TYPE_CHECKING
 from backfill import owners, retries
 from backfill.aftercare import Vacuuming
 from backfill.budget import Stopped
-from backfill.dialects import ErrorKind, Overtaken
-from backfill.errors import LeaseLost, RowsKeptChanging, RowsTooSlow, RunFailed
+from backfill.chunk_size import ChunkSize
+from backfill.dialects import Overtaken
+from backfill.errors import LeaseLost, RowsKeptChanging, RunFailed
 from backfill.failures import describe
 from backfill.holding import Holding
+from backfill.isolation import Isolation
 from backfill.reporters import Event
 from backfill.runs import Checkpoint, Failure, Run, Status
 from backfill.sessions import Session
-from backfill.speed.loggate import LogGate
 from backfill.speed.pacing import Done, Rate
-from backfill.speed.sizing import CEILING, CEILING_IN_MEMORY, Sizer
 from backfill.trail import Trail
+from backfill.waiting import Waiting
 from backfill.walk import Walk
 from backfill.writers import Written, writer_for
-from backfill.writers.rows import RowsCame, RowsChanged, RowsWriter, is_about_a_row
+from backfill.writers.rows import RowsCame, RowsChanged, RowsWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,28 +38,19 @@ if TYPE_CHECKING:
 
     from backfill.budget import Budget
     from backfill.chunks import Chunk
-    from backfill.dialects import Limits, LogFill
-    from backfill.keys import KeyValues
+    from backfill.dialects import Limits
     from backfill.retries import Policy
     from backfill.runs import KeyRange, Lease
     from backfill.settings import Settings
-    from backfill.speed.pacing import Delay, Pace
+    from backfill.speed.pacing import Pace
     from backfill.store import Store
     from backfill.targets import Target
-
-logger = logging.getLogger(__name__)
 
 _ROUNDS = 5
 """How often a chunk is computed again because the application keeps changing its rows."""
 _WATCH_SECONDS = 0.25
-_GLANCE_SECONDS = 0.25
-"""How often a worker that waits asks whether it may go on: as often as gh-ost's copier."""
 _WORTH_TELLING = 4
 """Attempts at one chunk before anybody is told: a lock met once is everyday life."""
-_TOO_SLOW_TRIES = 3
-"""Attempts at the same rows before they are to blame for a time limit, rather than the moment."""
-_COMPUTE_SHARE = 20
-"""Computing holds nothing, so it may take this much longer than writing."""
 
 
 class Worker:
@@ -99,17 +90,19 @@ class Worker:
         self.writer = writer_for(target, self.walk)
         self.session = Session(target, limits, budget.turn, pace)
         self.hold = Holding(store, run, pace.settings, self.dialect, clock)
-        self.gate = LogGate(self._log_fill, clock)
+        self.waiting = Waiting(self.dialect, self.session, self.hold, pace, budget, clock)
         self.vacuuming = Vacuuming(target, store, run, limits, report)
-        self._row_bytes: int | None = None
-        self._sized_by: Settings | None = None
-        self._too_slow: tuple[tuple[KeyValues, KeyValues], int] | None = None
-        """Between which keys a time limit was met last, and how often in a row."""
-        self._stood_by = 0.0
-        """Seconds in which a chunk waited for leave to go on."""
-        self.sizer = self._sizer()
+        self.sizing = ChunkSize(target, pace)
         self.retrying = self._retrying()
-        self._retrying_part = self._retrying()
+        self.isolation = Isolation(
+            target,
+            self.walk,
+            self.session,
+            self.hold,
+            commit=self._commit_part,
+            quarantine=self._quarantine,
+            retrying=self._retrying(),
+        )
         self._done: Done | None = None
         self._rate = Rate(clock)
         self._scanned = 0
@@ -187,8 +180,7 @@ class Worker:
         if not self.hold.claim(found):
             return False
         self._rate, self._scanned = Rate(self.clock), found.rows_scanned
-        if found.size and self.settings.chunk_size is None:
-            self.sizer = self._sizer(found.size)
+        self.sizing.begin(found.size)
         self.pace.look_again()
         return True
 
@@ -204,53 +196,12 @@ class Worker:
         if now.status not in (Status.PENDING, Status.RUNNING, Status.FAILED):
             raise LeaseLost(0)
 
-    # -- size and pace -------------------------------------------------------------------
+    # -- pace ------------------------------------------------------------------------------
 
     def give_way(self) -> None:
         """Rest after a chunk; wait, and say why, while nothing may be written."""
-        while seconds := self.retrying(self._delay):
-            self._sleep(min(seconds, _GLANCE_SECONDS))
-
-    def _delay(self) -> float:
-        self.hold.make_sure()
-        delay = self._ask_pace(self._done)
-        if delay.waits:
-            self.session.close()  # a firewall may cut what is idle for hours
-        if not delay.seconds and self.dialect.log_fills:
-            return self._wait_for_log()
-        return delay.seconds
-
-    def _ask_pace(self, done: Done | None) -> Delay:
-        self.pace.look()
-        delay = self.pace.delay(done)
-        self.hold.explain(delay.reason)
-        self.pace.tell(delay.reason)
-        return delay
-
-    def _wait_for_log(self) -> float:
-        if self.pace.has_company:
-            return self.gate.seconds(self.pace.sharing)
-        self.gate.open()
-        return 0.0
-
-    def _log_fill(self) -> LogFill | None:
-        try:
-            with self.session.transaction(write=False) as connection:
-                return self.dialect.log_fill(connection)
-        except Exception as error:
-            if self.dialect.error_kind(error) is not ErrorKind.RIGHTS:
-                raise
-            logger.debug("redo log not watched: %s", describe(error, self.dialect))
-            return None
-
-    def _stand_by(self) -> None:
-        """Write nothing while a window is closed or a signal stops us, however far a chunk is: it
-        may have been computed for long, retried for long, or cut in a thousand pieces."""
-        began = self.clock()
-        while (delay := self._ask_pace(None)).waits:
-            self.hold.pulse()
-            self._sleep(min(delay.seconds, _GLANCE_SECONDS))
-            self._stood_by, began = self._stood_by + self.clock() - began, self.clock()
+        while seconds := self.retrying(self.waiting.seconds, self._done):
+            self.waiting.glance(seconds)
 
     def clean_up(self) -> None:
         """Remove the rows that ours have replaced, when it is time."""
@@ -273,33 +224,7 @@ class Worker:
 
     def _measure(self) -> None:
         with self.session.transaction(write=False) as connection:
-            self._row_bytes = self.dialect.row_bytes(connection, self.target.table)
-        self.sizer = self._sizer()
-
-    def _sizer(self, first: int | None = None) -> Sizer:
-        self._sized_by = how = self.settings
-        return Sizer(
-            self.target_seconds,
-            how.chunk_size,
-            first or self.dialect.first_rows,
-            CEILING_IN_MEMORY if self.writer.computes else CEILING,
-            max_bytes=how.chunk_bytes or self.dialect.chunk_bytes,
-            row_bytes=self._row_bytes,
-        )
-
-    @property
-    def target_seconds(self) -> float:
-        if self.settings.target_seconds is not None:
-            return self.settings.target_seconds
-        has_company = self.pace.has_company
-        return self.dialect.company_seconds if has_company else self.dialect.target_seconds
-
-    def _size(self) -> int:
-        if self._sized_by is not self.settings:  # somebody has changed them
-            self.sizer = self._sizer(self.sizer.size)
-        self.sizer.aim(self.target_seconds)
-        rows = self.pace.size(self.sizer.size)
-        return rows if self.gate.most_rows is None else min(rows, self.gate.most_rows)
+            self.sizing.measured(self.dialect.row_bytes(connection, self.target.table))
 
     # -- chunks --------------------------------------------------------------------------
 
@@ -308,8 +233,8 @@ class Worker:
         self.hold.make_sure()
         if self.lease.finished:
             return
-        self._stand_by()
-        granted = self.budget.take(self._size())
+        self.waiting.stand_by()
+        granted = self.budget.take(self.sizing.next(self.waiting.most_rows))
         began, changed = self.clock(), 0
         try:
             changed = self._advance(granted)
@@ -330,18 +255,19 @@ class Worker:
                 done = self._write_and_checkpoint(connection, chunk)
             return self._after_commit(*done)
         except Exception as found:
-            error = found if chunk is None else self._judged(chunk, found)
-            if not self._is_about_a_row(error) or (chunk is None and not self.writer.computes):
+            error = found if chunk is None else self.isolation.judged(chunk, found)
+            is_for_us = chunk is not None or self.writer.computes
+            if not is_for_us or not self.isolation.is_about_a_row(error):
                 raise
             if chunk is not None:
-                return self.isolate(chunk, error)
+                return self.isolation.isolate(chunk, error)
             with self.session.transaction(write=False) as connection:
                 chunk = self._cut(connection, size, self.blind_walk)
-            return self.isolate(chunk, None)  # other rows than those that could not be read
+            return self.isolation.isolate(chunk, None)  # perhaps not those that were unreadable
 
     def _cut(self, connection: sa.Connection, size: int, walk: Walk | None = None) -> Chunk:
         return (walk or self.walk).next(
-            connection, self.lease.cursor, self.lease.upper, size, self.target_seconds
+            connection, self.lease.cursor, self.lease.upper, size, self.sizing.target_seconds
         )
 
     def _compute_and_commit(self, chunk: Chunk) -> int:
@@ -356,7 +282,7 @@ class Worker:
             except Overtaken:
                 continue
             except RowsCame:
-                self.sizer.halve()
+                self.sizing.halve()
                 return 0  # the chunk is cut anew
             except RowsChanged as changed:
                 chunk = replace(chunk, page=changed.page)
@@ -364,7 +290,7 @@ class Worker:
 
     def commit(self, chunk: Chunk) -> int:
         """Write the chunk and move the cursor, in one transaction; the rows changed."""
-        self._stand_by()
+        self.waiting.stand_by()
         try:
             with self.session.transaction() as connection:
                 if self.target.is_custom:  # only its page tells how many rows apply() changes
@@ -393,7 +319,7 @@ class Worker:
             changed=written.changed,
             finished=chunk.is_last,
             rows_per_second=self._rate.per_second,
-            size=self.sizer.size,
+            size=self.sizing.rows,
             throttled=self.hold.reason or None,
         )
         return self.store.checkpoint(
@@ -404,13 +330,12 @@ class Worker:
         seconds = self.clock() - started
         self.hold.moved(lease)
         self._scanned += chunk.scanned
-        self.gate.count(written.changed)
+        self.waiting.count(written.changed)
         self.budget.count_failures(len(written.failures))
         self.walk.learn(chunk, written.changed)
         self.trail.note(lease.range_id, chunk)
         rows = chunk.scanned if chunk.page is None else len(chunk.page)
-        slow = self.writer.compute_seconds / _COMPUTE_SHARE
-        self.sizer.observe(rows, max(seconds, slow), self.writer.row_bytes)
+        self.sizing.observe(rows, seconds, self.writer.compute_seconds, self.writer.row_bytes)
         for failure in written.failures:
             self._say("quarantined", f"row {list(failure.key)} is quarantined: {failure.error}")
         self._say(
@@ -420,74 +345,14 @@ class Worker:
             scanned=chunk.scanned,
             changed=written.changed,
             seconds=round(seconds, 6),
-            size=self.sizer.size,
+            size=self.sizing.rows,
             is_last=chunk.is_last,
         )
         return written.changed
 
-    # -- bad rows ------------------------------------------------------------------------
-
-    def isolate(self, chunk: Chunk, error: Exception | None) -> int:
-        """Halve a chunk that the database refuses until its bad rows stand alone.
-
-        Each half is a whole transaction, since savepoints do not survive InnoDB's deadlocks.
-        `error` is the chunk's own; None if only its neighbour's success says that it is bad.
-        """
-        if chunk.page is None:
-            with self.session.transaction(write=False) as connection:
-                chunk = self.walk.whole_page(connection, chunk)
-        assert chunk.page is not None
-        if len(chunk.page) == 1 and error is not None:
-            return self._quarantine(chunk, error)
-        if len(chunk.page) <= 1:
-            return self._try(chunk)[1]
-        left, right = chunk.halves()
-        is_clean, changed = self._try(left)
-        if is_clean:
-            return changed + self.isolate(right, None)
-        return changed + self._try(right)[1]
-
-    def _try(self, chunk: Chunk) -> tuple[bool, int]:
-        """Commit a part of a refused chunk: whether it was clean, and the rows changed."""
-        try:
-            return True, self._retrying_part(self._commit_part, chunk)
-        except Exception as error:
-            if not self._is_about_a_row(error):
-                raise
-            return False, self.isolate(chunk, error)
-
-    def _is_about_a_row(self, error: Exception) -> bool:
-        """Whether the database or the driver refuses a value, or rows are too slow."""
-        if isinstance(error, RowsTooSlow):
-            return True
-        return is_about_a_row(error, self.dialect, computes=self.writer.computes)
-
-    def _judged(self, chunk: Chunk, error: Exception) -> Exception:
-        """Return an error as it is; RowsTooSlow, where these rows have met a time limit so often
-        that halving, or quarantine, is all that helps."""
-        if self.dialect.error_kind(error) is not ErrorKind.TOO_SLOW:
-            return error
-        ends, tries = (chunk.after, chunk.upto), 0
-        if self._too_slow is not None and self._too_slow[0] == ends:
-            tries = self._too_slow[1]
-        self._too_slow = ends, tries + 1
-        if tries + 1 < _TOO_SLOW_TRIES:
-            return error
-        return RowsTooSlow(self.dialect.error_code(error))
+    # -- parts of a chunk that was refused -------------------------------------------------
 
     def _commit_part(self, chunk: Chunk) -> int:
-        self.hold.make_sure()
-        if self.lease.cursor != chunk.after:
-            return 0  # a COMMIT without an answer had happened after all
-        try:
-            return self._write_part(chunk)
-        except Exception as error:
-            judged = self._judged(chunk, error)
-            if judged is error:
-                raise
-            raise judged from error
-
-    def _write_part(self, chunk: Chunk) -> int:
         if not self.writer.computes:
             return self.commit(chunk)
         if chunk.page is not None and chunk.page.reader.is_blind:
@@ -495,21 +360,14 @@ class Worker:
                 chunk = self.walk.whole_page(connection, chunk)
         return self._compute_and_commit(chunk)
 
-    def _quarantine(self, chunk: Chunk, error: Exception) -> int:
-        assert chunk.page is not None
-        failure = Failure(chunk.page.key(0), describe(error, self.dialect))
-        self._check_failures([failure])
-        return self._retrying_part(self._step_over, chunk, Written(0, [failure]))
-
-    def _step_over(self, chunk: Chunk, written: Written) -> int:
-        """Pass over a row, and over no other one that was inserted meanwhile."""
-        self.hold.make_sure()
-        if self.lease.cursor != chunk.after:
-            return 0
-        self._stand_by()
+    def _quarantine(self, chunk: Chunk, failure: Failure) -> int:
+        """Quarantine a row, and pass over no other one that was inserted meanwhile."""
+        written = Written(0, [failure])
+        self._check_failures(written.failures)
+        self.waiting.stand_by()
         with self.session.transaction() as connection:
             started = self.clock()
-            if self._has_other_rows(connection, chunk, written.failures[0]):
+            if self._has_other_rows(connection, chunk, failure):
                 return 0  # the chunk is cut anew
             lease = self._checkpoint(connection, chunk, written)
         return self._after_commit(chunk, written, lease, started)
@@ -541,7 +399,7 @@ class Worker:
 
     def _recover(self, error: BaseException, policy: Policy, attempt: int) -> None:
         if policy.halve or attempt > 1:  # a chunk that loses its connection twice may be too large
-            self.sizer.halve()
+            self.sizing.halve()
             self.walk.shorten()
         if policy.doubt:
             self.hold.doubt()
@@ -555,16 +413,10 @@ class Worker:
         return retries.retrying(
             kind_of=self.dialect.error_kind,
             recover=self._recover,
-            sleep=self._sleep,
+            sleep=self.waiting.sleep,
             seconds=self.settings.retry_seconds,
-            stood_by=lambda: self._stood_by,
+            stood_by=lambda: self.waiting.stood_by,
         )
-
-    # -- small things ----------------------------------------------------------------------
-
-    def _sleep(self, seconds: float) -> None:
-        self.budget.stop.wait(seconds)
-        self.budget.raise_if_over()
 
     def _say(self, what: str, text: str = "", **numbers: object) -> None:
         self.report(Event(what, self.name, text, dict(numbers)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import compileall
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,11 +16,14 @@ from tests.projects import AlembicProject
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     import sqlalchemy as sa
 
     from tests.databases import Database
+
+
+LONG = [Path(__file__).parent / name for name in ("model", "faults")]
+"""Where tests take up to half a minute each."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -59,11 +63,13 @@ def describe(name: str) -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect, rather than skip, what a database cannot do: nobody can act on such a skip."""
+    """Deselect, rather than skip, what a database cannot do: nobody can act on such a skip. Long
+    tests come first, a few to each worker, lest one is left with them at the end."""
     unable = {item for item in items if not has_what_it_requires(item) or is_not_its_turn(item)}
     if unable:
         config.hook.pytest_deselected(items=list(unable))
         items[:] = [item for item in items if item not in unable]
+    items.sort(key=lambda item: item.path.parent not in LONG)
 
 
 def is_not_its_turn(item: pytest.Item) -> bool:

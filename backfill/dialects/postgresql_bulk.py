@@ -1,4 +1,4 @@
-"""PostgreSQL's bulk write: `UPDATE … FROM unnest(arrays)`, one parameter a column.
+"""PostgreSQL's bulk write: `UPDATE … FROM (SELECT unnest(array), …)`, one parameter a column.
 
 Integers and text travel as they are; all else travels as the text that PostgreSQL reads back
 exactly, and is cast to the column's type on the server. Each driver sends an array in the form
@@ -113,14 +113,8 @@ class UnnestUpdate(BulkUpdate):
         width = len(key.columns)
         keys, values = self._columns[:width], self._columns[width:]
         sent = [(c.name, c.element) for c in self._columns] + [("version", _XID)] * verifies
-        arrays = [
-            sa.cast(
-                sa.bindparam(f"_{name}", type_=sa.types.NullType()), _Named(f"{element.name}[]")
-            )
-            for name, element in sent
-        ]
-        source = sa.func.unnest(*arrays).table_valued(*(name for name, _ in sent))
-        source = source.render_derived(name="computed")
+        arrays = [_rows_of(name, element) for name, element in sent]
+        source = sa.select(*arrays).subquery("computed")
         self._statement = (
             sa.update(table)
             .where(*(c == k.arrived(source) for c, k in zip(key.columns, keys, strict=True)))
@@ -162,6 +156,13 @@ class UnnestUpdate(BulkUpdate):
         if self._verifies:
             bound["_version"] = send(_XID, page.versions)
         return bound
+
+
+def _rows_of(name: str, element: _Element) -> sa.ColumnElement[Any]:
+    """Return an array's items, a row each. In a SELECT list arrays run beside each other (manual,
+    38.5.9); in FROM each is first stored as a whole (measured: 6 % of a run)."""
+    array = sa.bindparam(f"_{name}", type_=sa.types.NullType())
+    return sa.func.unnest(sa.cast(array, _Named(f"{element.name}[]"))).label(name)
 
 
 def is_taken(column: sa.Column[Any]) -> bool:

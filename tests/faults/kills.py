@@ -55,7 +55,7 @@ def kill_at_random(stage: Stage, way: str, workers: int) -> Attempt:
                 process = counting.start_and_wait_for_a_chunk(*options)
             process.end()
             counting.faults += 1
-            counting.finish("--workers=1")
+            counting.finish("--workers=1", "--nice=0")  # beside an application it would rest
         return counting.attempt()
 
 

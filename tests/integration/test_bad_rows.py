@@ -8,8 +8,9 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 
-from backfill import Backfill, quarantine, tables, workers
+from backfill import Backfill, quarantine, tables
 from backfill.errors import DeclarationChanged
+from backfill.isolation import Isolation
 from backfill.planner import make_plan
 from backfill.runs import Outcome
 from backfill.settings import Settings, resolve
@@ -287,7 +288,7 @@ def test_rows_that_come_beside_a_bad_row(
     engine: sa.Engine, way: type[Backfill], stays: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     things = make_numbers(engine, [0, 0, 1000, 0])
-    passing, coming = workers.Worker._quarantine, list(range(150, 170))
+    passing, coming = Isolation._give_up, list(range(150, 170))
 
     def meanwhile(self: Any, chunk: Any, error: Exception) -> int:
         with engine.begin() as connection:
@@ -298,7 +299,7 @@ def test_rows_that_come_beside_a_bad_row(
             coming.clear()
         return passing(self, chunk, error)
 
-    monkeypatch.setattr(workers.Worker, "_quarantine", meanwhile)
+    monkeypatch.setattr(Isolation, "_give_up", meanwhile)
     ran = run(engine, way)
     assert ran.outcome is (Outcome.QUARANTINED if stays else Outcome.COMPLETE), ran.result.text
     assert read(engine, things, "n") == [1] * 22 + [1000] * stays + [1]
@@ -309,7 +310,7 @@ def test_bad_rows_that_come_before_each_other_are_too_many(
     engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     things = make_numbers(engine, [0, 0, 1000, 0])
-    passing, coming = workers.Worker._quarantine, list(range(150, 199))
+    passing, coming = Isolation._give_up, list(range(150, 199))
 
     def meanwhile(self: Any, chunk: Any, error: Exception) -> int:
         if coming:
@@ -317,7 +318,7 @@ def test_bad_rows_that_come_before_each_other_are_too_many(
                 connection.execute(things.insert().values(id=coming.pop(), part=1, n=1000))
         return passing(self, chunk, error)
 
-    monkeypatch.setattr(workers.Worker, "_quarantine", meanwhile)
+    monkeypatch.setattr(Isolation, "_give_up", meanwhile)
     ran = run(engine, CountedInSql, max_failures=3)
     assert ran.outcome is Outcome.FAILED
     assert "max_failures" in ran.result.text

@@ -19,10 +19,10 @@ from backfill import Backfill, budget, proof, quarantine, runner, settings, trai
 from backfill.budget import Budget
 from backfill.dialects import dialect_for
 from backfill.dialects.readers import Reader, Readers
+from backfill.isolation import Isolation
 from backfill.runs import Outcome, Status
 from backfill.speed.pacing import Pace
 from backfill.store import Store
-from backfill.workers import Worker
 from tests.integration.support import LIMITS, bound, complete, run
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def test_rows_inserted_while_a_bad_one_is_isolated_push_no_row_out(
 ) -> None:
     put(engine, *((i * 10, 99 if i == 3 else 0, 0) for i in range(1, 11)))
     inserted = [(i, 50, 0) for i in (11, 12, 13)]
-    before_first_call(monkeypatch, Worker, "isolate", lambda: put(engine, *inserted))
+    before_first_call(monkeypatch, Isolation, "isolate", lambda: put(engine, *inserted))
 
     assert run(engine, CountUp).outcome is Outcome.QUARANTINED
 
@@ -124,7 +124,7 @@ def test_rows_inserted_while_apply_is_isolated_are_counted(
     """Found by the model (seed 341644): a part is what its keys hold when it is written."""
     put(engine, *((i * 10, 99 if i == 9 else 0, None) for i in range(1, 11)))
     inserted = [(i, 50, None) for i in (11, 12, 13)]
-    before_first_call(monkeypatch, Worker, "isolate", lambda: put(engine, *inserted))
+    before_first_call(monkeypatch, Isolation, "isolate", lambda: put(engine, *inserted))
 
     ran = run(engine, ApplyOne)
     assert ran.outcome is Outcome.QUARANTINED

@@ -1,0 +1,127 @@
+"""Finds the bad rows of a chunk that was refused, by halving it, and quarantines them.
+
+Each half is a whole transaction, since savepoints do not survive InnoDB's deadlocks.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from backfill.dialects import ErrorKind
+from backfill.errors import RowsTooSlow
+from backfill.failures import describe
+from backfill.runs import Failure
+from backfill.writers.rows import is_about_a_row
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import tenacity
+
+    from backfill.chunks import Chunk
+    from backfill.holding import Holding
+    from backfill.keys import KeyValues
+    from backfill.sessions import Session
+    from backfill.targets import Target
+    from backfill.walk import Walk
+
+_TOO_SLOW_TRIES = 3
+"""Attempts at the same rows before they are to blame for a time limit, rather than the moment."""
+
+
+class Isolation:
+    """Isolates the bad rows of one worker's chunks.
+
+    Parameters:
+        commit: writes and commits a part of a chunk, and returns how many rows it changed.
+        quarantine: records a failure instead, and moves the cursor behind the part's only row.
+        retrying: repeats one of both, with a patience of its own, while the database is in trouble.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        walk: Walk,
+        session: Session,
+        hold: Holding,
+        *,
+        commit: Callable[[Chunk], int],
+        quarantine: Callable[[Chunk, Failure], int],
+        retrying: tenacity.Retrying,
+    ) -> None:
+        self._dialect = target.dialect
+        self._computes = target.computes
+        self._walk = walk
+        self._session = session
+        self._hold = hold
+        self._commit = commit
+        self._quarantine = quarantine
+        self._retrying = retrying
+        self._too_slow: tuple[tuple[KeyValues, KeyValues], int] | None = None
+        """Between which keys a time limit was met last, and how often in a row."""
+
+    def isolate(self, chunk: Chunk, error: Exception | None) -> int:
+        """Commit the good rows of a refused chunk, quarantine the others; the rows changed.
+
+        `error` is the chunk's own; None if only its neighbour's success says that it is bad.
+        """
+        if chunk.page is None:
+            with self._session.transaction(write=False) as connection:
+                chunk = self._walk.whole_page(connection, chunk)
+        assert chunk.page is not None
+        if len(chunk.page) == 1 and error is not None:
+            return self._give_up(chunk, error)
+        if len(chunk.page) <= 1:
+            return self._try(chunk)[1]
+        left, right = chunk.halves()
+        is_clean, changed = self._try(left)
+        if is_clean:
+            return changed + self.isolate(right, None)
+        return changed + self._try(right)[1]
+
+    def is_about_a_row(self, error: Exception) -> bool:
+        """Whether the database or the driver refuses a value, or rows are too slow."""
+        if isinstance(error, RowsTooSlow):
+            return True
+        return is_about_a_row(error, self._dialect, computes=self._computes)
+
+    def judged(self, chunk: Chunk, error: Exception) -> Exception:
+        """Return an error as it is; RowsTooSlow, where these rows have met a time limit so often
+        that halving, or quarantine, is all that helps. Each call counts as an attempt."""
+        if self._dialect.error_kind(error) is not ErrorKind.TOO_SLOW:
+            return error
+        ends, tries = (chunk.after, chunk.upto), 0
+        if self._too_slow is not None and self._too_slow[0] == ends:
+            tries = self._too_slow[1]
+        self._too_slow = ends, tries + 1
+        if tries + 1 < _TOO_SLOW_TRIES:
+            return error
+        return RowsTooSlow(self._dialect.error_code(error))
+
+    def _try(self, chunk: Chunk) -> tuple[bool, int]:
+        """Commit a part of a refused chunk: whether it was clean, and the rows changed."""
+        try:
+            return True, self._retrying(self._commit_once, chunk)
+        except Exception as error:
+            if not self.is_about_a_row(error):
+                raise
+            return False, self.isolate(chunk, error)
+
+    def _commit_once(self, chunk: Chunk) -> int:
+        if not self._hold.is_at(chunk.after):
+            return 0  # a COMMIT without an answer had happened after all
+        try:
+            return self._commit(chunk)
+        except Exception as error:
+            judged = self.judged(chunk, error)
+            if judged is error:
+                raise
+            raise judged from error
+
+    def _give_up(self, chunk: Chunk, error: Exception) -> int:
+        assert chunk.page is not None
+        failure = Failure(chunk.page.key(0), describe(error, self._dialect))
+        return self._retrying(self._quarantine_once, chunk, failure)
+
+    def _quarantine_once(self, chunk: Chunk, failure: Failure) -> int:
+        return self._quarantine(chunk, failure) if self._hold.is_at(chunk.after) else 0
