@@ -224,14 +224,18 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def kept_loggers() -> Iterator[None]:
-    """env.py's fileConfig disables every logger that exists already, ours and the user's."""
-    known = logging.root.manager.loggerDict.values()
-    loggers = [one for one in known if isinstance(one, logging.Logger) and not one.disabled]
+    """env.py's fileConfig disables every logger that exists by then, ours and the user's."""
+    off = [one for one in _loggers() if one.disabled]
     try:
         yield
     finally:
-        for logger in loggers:
-            logger.disabled = False
+        for logger in _loggers():
+            logger.disabled = logger in off
+
+
+def _loggers() -> list[logging.Logger]:
+    known = list(logging.root.manager.loggerDict.values())
+    return [one for one in known if isinstance(one, logging.Logger)]
 
 
 def _described(error: Exception, config: Config) -> str:

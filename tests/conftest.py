@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import backfill
+from backfill.project import kept_loggers
 from tests.availability import TRIES_ALL, give_up, whose_turn
 from tests.databases import CAPABILITIES, CAPABILITIES_OF, Servers, Unavailable, version
 from tests.projects import AlembicProject
@@ -93,6 +94,13 @@ def has_what_it_requires(item: pytest.Item) -> bool:
     if call is None or "database" not in call.params:
         raise pytest.UsageError(f"{item.nodeid} requires capabilities, but uses no database")
     return required <= CAPABILITIES_OF[call.params["database"]]
+
+
+@pytest.fixture(autouse=True)
+def _loggers_stay() -> Iterator[None]:
+    """What a test's env.py disables in this process is heard again in the next test."""
+    with kept_loggers():
+        yield
 
 
 @pytest.fixture(scope="session")

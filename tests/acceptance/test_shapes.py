@@ -249,6 +249,7 @@ class CountUp(Backfill):
         if row.id == 7:
             logger.warning("seven is heard")
             logging.getLogger("backfill").warning("and so are we")
+            logging.getLogger("shop.models").warning("and who came with env.py")
         return {{"n": row.n + 1}}
 """
 
@@ -256,11 +257,14 @@ class CountUp(Backfill):
 def test_logging_of_alembic_silences_nobody(tmp_path: Path, url: str) -> None:
     """What `alembic init` writes disables the loggers that are not named in it."""
     project = alembic_init(tmp_path / "project", "generic", url)
+    models = "from alembic import context\nimport logging\nlogging.getLogger('shop.models')\n"
+    edit_env(project, ("from alembic import context\n", models))
     project.revision("a1", body=NOISY)
     project.alembic("upgrade", "head")
     done = succeeds(project.backfill("run"))
     assert done.stderr.count("seven is heard") == 1
     assert done.stderr.count("and so are we") == 1
+    assert done.stderr.count("and who came with env.py") == 1
 
 
 # -- several databases ---------------------------------------------------------------------
