@@ -65,7 +65,10 @@ LAYERS = [
     {"keys", "runs", "tables", "dialects", "owners", "statements"},
     {"settings"},
     {"errors", "kinds", "speed.throttles"},
-    {"speed.windows", "speed.steering", "speed.widths", "speed.readings", "placement", "speed"},
+    {
+        *("speed.windows", "speed.steering", "speed.widths", "speed.readings", "speed"),
+        *("speed.brink", "speed.overhead", "placement"),
+    },
 ]
 
 SINGLE_OWNERS = {
