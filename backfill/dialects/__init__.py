@@ -15,20 +15,15 @@ from backfill.dialects.base import (
     LogFill,
 )
 from backfill.dialects.bulk import Overtaken
-from backfill.dialects.columns import (
-    Columns,
-    MariaDBColumns,
-    MySQLColumns,
-    Place,
-    PostgreSQLColumns,
-    SQLiteColumns,
-    Step,
-)
+from backfill.dialects.columns import Columns, Place, Step
 from backfill.dialects.health import SIGNAL_LIMITS
 from backfill.dialects.loops import outside_of_loops
 from backfill.dialects.mysql import MariaDB, MySQL
+from backfill.dialects.mysql_columns import MariaDBColumns, MySQLColumns
 from backfill.dialects.postgresql import PostgreSQL
+from backfill.dialects.postgresql_columns import PostgreSQLColumns
 from backfill.dialects.sqlite import SQLite
+from backfill.dialects.sqlite_columns import SQLiteColumns
 from backfill.errors import ConfigurationError
 
 if TYPE_CHECKING:

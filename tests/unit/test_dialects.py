@@ -14,8 +14,8 @@ import pytest
 import sqlalchemy as sa
 
 from backfill.dialects import Dialect, ErrorKind, Limits, dialect_for
-from backfill.dialects.columns import decided
 from backfill.dialects.mysql import MariaDB, MySQL
+from backfill.dialects.mysql_columns import decided
 from backfill.dialects.postgresql import PostgreSQL
 from backfill.dialects.sqlite import SQLite
 from backfill.errors import ConfigurationError
