@@ -190,28 +190,38 @@ def _keep_earlier_revisions(context: MigrationContext, stands: placement.Placeme
     that it could never start. Leaving an empty autocommit block commits what precedes it.
     """
     if stands is not None and stands.preceding is not None:
-        is_undone = context.impl.transactional_ddl
-        return (
-            f" Besides, the gate has to be the first operation of revision {stands.revision}: line"
-            f" {stands.preceding} of its file comes before it, and"
-            + (
-                " is rolled back now, with all that this upgrade did. Move the gate to the top."
-                if is_undone
-                else " is done already. Undo that by hand, and move the gate to the top."
-            )
-        )
+        return _move_to_top(stands, is_undone=context.impl.transactional_ddl)
     if context._in_external_transaction:
-        if not context.impl.transactional_ddl or stands is None or stands.down_revision is None:
-            return ""
-        return (
-            " Besides, env.py has begun the transaction itself, so the revisions before"
-            f" {stands.revision} are rolled back with it, if this upgrade applied any: `alembic"
-            f" upgrade {stands.down_revision}` first."
-        )
+        is_undone = context.impl.transactional_ddl
+        return _upgrade_first(stands) if is_undone and stands is not None else ""
     if context._transaction is not None:
         with context.autocommit_block():
             pass
     return ""
+
+
+def _move_to_top(stands: placement.Placement, *, is_undone: bool) -> str:
+    """Something comes before the gate in its own revision."""
+    return (
+        f" Besides, the gate has to be the first operation of revision {stands.revision}: line"
+        f" {stands.preceding} of its file comes before it, and"
+        + (
+            " is rolled back now, with all that this upgrade did. Move the gate to the top."
+            if is_undone
+            else " is done already. Undo that by hand, and move the gate to the top."
+        )
+    )
+
+
+def _upgrade_first(stands: placement.Placement) -> str:
+    """Only env.py could commit the revisions before."""
+    if stands.down_revision is None:
+        return ""
+    return (
+        " Besides, env.py has begun the transaction itself, so the revisions before"
+        f" {stands.revision} are rolled back with it, if this upgrade applied any: `alembic"
+        f" upgrade {stands.down_revision}` first."
+    )
 
 
 # -- the end of `sync` ---------------------------------------------------------------------
