@@ -1,12 +1,13 @@
 """A run from its first claim to its proof: the file that joins everything below it.
 
-`Runner.run` -> `walk_pass` -> `Worker.work` (workers.py) -> one chunk, one transaction.
+`Runner.run` -> `Opening.run` (opening.py), then `walk_pass` -> `Worker.work` (workers.py) -> one
+chunk, one transaction; `Proving.is_proved` (proving.py) after each pass.
 """
 
 from __future__ import annotations
 
 import gc
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
@@ -16,12 +17,11 @@ from backfill import owners, retries, sync
 from backfill.aftercare import AfterCare
 from backfill.budget import Stopped
 from backfill.dialects import ErrorKind, Limits
-from backfill.dialects.readers import Helpers, Reader, Readers
+from backfill.dialects.readers import Helpers
 from backfill.dialects.triggers import label_of
 from backfill.errors import (
     BackfillError,
     CommitUnknown,
-    DeclarationChanged,
     DeclarationError,
     InvalidTransition,
     LeaseHeld,
@@ -29,15 +29,15 @@ from backfill.errors import (
     WorkerFailed,
 )
 from backfill.failures import describe
-from backfill.keys import START
+from backfill.opening import Opening
 from backfill.processes import work_in_processes
-from backfill.proof import any_pending, count_around, incomplete_reason
-from backfill.ranges import check_whole, cut_range, cut_table, is_free
+from backfill.proving import Proving
+from backfill.ranges import is_free
 from backfill.reporters import Event
-from backfill.runs import NewRun, Outcome, Result, Run, Status
+from backfill.runs import Outcome, Result, Run, Status
+from backfill.short_reads import ShortReads
 from backfill.speed.collector import throttled
 from backfill.speed.pacing import Pace
-from backfill.sweeps import Sweeps
 from backfill.targets import bind, check_key
 from backfill.threads import work_in_threads
 from backfill.trail import Trail
@@ -46,8 +46,6 @@ from backfill.workers import Worker
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
-
-    import sqlalchemy as sa
 
     from backfill.budget import Budget
     from backfill.configuration import Origin
@@ -60,10 +58,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_OLDER_TRANSACTIONS_SECONDS = 0.2
 _FEWEST_HELPERS = 1
-_SOON = 1.0
-"""Seconds of a wait that need not be told."""
 
 
 class Runner:
@@ -88,9 +83,11 @@ class Runner:
         self.trail = Trail()
         self._helpers: Helpers | None = None
         """Who reads for the proof beside us."""
-        self._sweeps = Sweeps(target)
         label, by_index = label_of(self.name), not target.key.is_single
         self.limits = replace(Limits.of(settings, label, by_index=by_index), awaits_disk=False)
+        self._reads = ShortReads(target.dialect, self.limits, budget)
+        self._opening = Opening(target, store, settings, self.limits, self._reads, self._say)
+        self._proving = Proving(target, store, settings, budget, self._reads, self._say)
         self._care = AfterCare(target, self.limits, settings, report, budget.stop.wait)
 
     def run(self, *, accept_change: bool = False, again: bool = False) -> Result:
@@ -108,7 +105,7 @@ class Runner:
 
     def _run(self, *, accept_change: bool, again: bool) -> Result:
         self._patiently(self.store.ensure)
-        run = self._patiently(self.open, accept_change=accept_change, again=again)
+        run = self._patiently(self._opening.run, accept_change=accept_change, again=again)
         if run is None:
             return Result(Outcome.COMPLETE, "already complete")
         if run.status is Status.PAUSED:
@@ -144,7 +141,7 @@ class Runner:
         dialect = self.target.dialect
         text = describe(error, dialect)
         if dialect.error_kind(error) is ErrorKind.SCHEMA:
-            with suppress(DBAPIError), self._reading() as connection:
+            with suppress(DBAPIError), self._reads.transaction() as connection:
                 try:
                     bind(self.target.declaration, dialect, connection)
                 except DeclarationError as problem:
@@ -160,116 +157,6 @@ class Runner:
         is_here = self.settings.processes == 1
         nice, watched = self.target.dialect.company_nice, watch if is_here else None
         return Pace(self.store, run, self.settings, self.report, watched, company_nice=nice)
-
-    # -- opening -----------------------------------------------------------------------
-
-    def open(self, *, accept_change: bool, again: bool = False) -> Run | None:
-        """Return the run to go on with, a new one if there is none; None if all is done."""
-        run = self.store.current(self.name)
-        fingerprint = self.target.declaration.fingerprint()
-        if run is not None and not run.is_over:
-            if run.status is Status.PAUSED:
-                return run
-            check_key(self.target, run)
-            check_whole(self.target, run, self.store.ranges(run))
-            if run.fingerprint != fingerprint and not accept_change:
-                raise DeclarationChanged(self.name)
-            if run.fingerprint != fingerprint:
-                self.store.accept(run, fingerprint)
-            self._keep_up()
-            self._share(run)
-            self._say_started(run)
-            return run
-        has_succeeded = run is not None and run.status is Status.SUCCEEDED
-        if has_succeeded and not again and self.is_complete():
-            return None
-        waits = not self._keep_up()
-        number = run.number + 1 if run is not None else 1
-        run = self.create(fingerprint, number=number, waits=waits)
-        self._say_started(run)
-        return run
-
-    def is_complete(self) -> bool:
-        """Whether the data says that a run which succeeded once is still complete."""
-        with self.target.dialect.open(self.limits) as connection:
-            reason = incomplete_reason(
-                connection, self.target, reading=lambda: self._reading(connection)
-            )
-        return reason is None
-
-    def _keep_up(self) -> bool:
-        """Install the triggers of `sync` before the bound is taken; whether all that is written
-        later, or by a transaction that is open now, has met them.
-
-        It has where they were made on the table, since their lock waits for such transactions; not
-        where only a function was replaced. Where nothing is pending none are made: the gate may be
-        passed, and would not remove them.
-        """
-        dialect, target = self.target.dialect, self.target
-        if not target.declaration.sync:
-            return False
-        with dialect.open(self.limits) as connection:
-            with self._reading(connection):
-                is_there = sync.is_installed(target.declaration, dialect, connection)
-            if not is_there and not any_pending(Readers(self._reader(connection)), target):
-                return False
-            is_new = self._install(connection)
-        if is_new:
-            self._say(
-                "sync", f"triggers keep up with new writes, until the gate or `cancel {self.name}`"
-            )
-        return not (is_there and is_new)
-
-    def _install(self, connection: sa.Connection) -> bool:
-        """Install the triggers, and say what we wait for where that takes a while: SQLite's only
-        write lock is waited for within BEGIN."""
-        dialect = self.target.dialect
-        soon = replace(self.limits, lock_timeout=_SOON, statement_timeout=_SOON)
-        try:
-            with dialect.transaction(connection, soon):
-                return sync.install(self.target, connection)
-        except DBAPIError as error:
-            if dialect.error_kind(error) is not ErrorKind.LOCKED:
-                raise
-        self._say("waiting", "waiting for another writer to let the triggers of `sync` in")
-        with dialect.transaction(connection, self.limits):
-            return sync.install(self.target, connection)
-
-    def create(self, fingerprint: str, *, number: int, waits: bool) -> Run:
-        """Record a new run: its upper bound is the highest key of this moment.
-
-        With `waits` its proof waits for older transactions, whose rows may not be seen yet.
-        """
-        declaration = self.target.declaration
-        with self._reading() as connection:
-            estimate = self.target.dialect.row_estimate(connection, self.target.table)
-            bounds = cut_table(connection, self.target, estimate, self.settings.walkers)
-            horizon = self.target.dialect.horizon(connection) if waits else None
-        new = NewRun(
-            name=self.name,
-            number=number,
-            revision=declaration.revision or "",
-            fingerprint=fingerprint,
-            settings=self.settings.recorded(),
-            rows_estimated=estimate,
-            horizon=horizon,
-            key=self.target.key.shape,
-            is_empty=not bounds,
-        )
-        return self.store.create(new, bounds)
-
-    def _share(self, run: Run) -> None:
-        """Cut free ranges of an interrupted run where there are fewer of them than workers."""
-        workers = self.settings.walkers
-        left = [found for found in self.store.ranges(run) if not found.finished]
-        if len(left) >= workers or not all(is_free(found) for found in left):
-            return
-        for found in left:
-            rows = (run.rows_estimated or 0) // len(left)
-            with self._reading() as connection:
-                bounds = cut_range(connection, self.target, found, rows, workers)
-            if len(bounds) > 1:
-                self.store.split(run, found, bounds)
 
     # -- walking -----------------------------------------------------------------------
 
@@ -311,15 +198,11 @@ class Runner:
 
     def is_proved(self, run: Run) -> bool:
         """Whether no row is pending, seen after every transaction from before the bound ended."""
-        if self.target.pending is None:
-            return True
-        with self.target.dialect.open(self.limits) as connection:
-            if run.horizon is not None and run.pass_number == 1:
-                self._await_horizon(run, run.horizon, connection)
-            quarantined = [failure.key for failure in self.store.failures(run)]
-            walked = list(self.trail.stretches(self.store.ranges(run)))
-            readers = Readers(self._reader(connection), self._helpers)
-            return not any_pending(readers, self.target, quarantined, walked=walked)
+        return self._proving.is_proved(run, self.trail, self._helpers)
+
+    def next_pass(self, run: Run, max_passes: int) -> Run:
+        """Begin another sweep over the rows that are pending again. Raises RunFailed."""
+        return self._proving.next_pass(run, self.trail, max_passes)
 
     def _helpers_beside(self, pace: Pace) -> Helpers | None:
         """Return who may read beside us while nobody else is at work, for one core of the server
@@ -328,64 +211,7 @@ class Runner:
             return None
         count = max(self.settings.workers - 1, _FEWEST_HELPERS)
         call = self.target.dialect.call
-        return Helpers(count, self._another_reader, call, lambda: not pace.sees_company())
-
-    @contextmanager
-    def _another_reader(self) -> Iterator[Reader]:
-        with self.target.dialect.open(self.limits) as connection:
-            yield self._reader(connection)
-
-    def _reader(self, connection: sa.Connection) -> Reader:
-        return Reader(connection, lambda: self._reading(connection))
-
-    def _await_horizon(self, run: Run, horizon: str, connection: sa.Connection) -> None:
-        """Wait for the transactions whose rows could not be seen yet."""
-        said = None
-        while True:
-            with self._reading(connection):
-                older = self.target.dialect.older_than_horizon(connection, horizon)
-            if older is None:
-                return
-            self._raise_if_revoked(run)
-            if older != said:
-                said = older
-                self._say("waiting", f"waiting for {older} to end: its rows are not seen yet")
-            self.budget.stop.wait(_OLDER_TRANSACTIONS_SECONDS)
-
-    def _raise_if_revoked(self, run: Run) -> None:
-        now = self.store.current(self.name)
-        if now is None or now.id != run.id or now.status not in (Status.PENDING, Status.RUNNING):
-            raise LeaseLost(0)
-
-    def next_pass(self, run: Run, max_passes: int) -> Run:
-        """Begin another sweep over the rows that are pending again. Raises RunFailed."""
-        number = run.pass_number
-        self._sweeps.note(number, self.store.changed_in_pass(run, number))
-        if self._sweeps.are_suspect(max_passes):
-            self._sweeps.judge(*self._pending_around(run), max_passes)
-        with self._reading() as connection:
-            bounds = cut_table(connection, self.target, run.rows_estimated, self.settings.walkers)
-        self.store.add_pass(run, bounds)
-        self._say("swept", f"some rows are pending (again): sweep {run.pass_number}")
-        following = self.store.current(self.name)
-        if following is None or following.id != run.id or following.status is not Status.RUNNING:
-            raise LeaseLost(0)
-        return following
-
-    def _pending_around(self, run: Run) -> tuple[int, int]:
-        """Count the rows that are pending where the last pass has been, and behind its end."""
-        quarantined = [failure.key for failure in self.store.failures(run)]
-        upper = START
-        for stretch in self.trail.stretches(self.store.ranges(run)):
-            upper = stretch.upto
-        with self.target.dialect.open(self.limits) as connection:
-            return count_around(
-                connection,
-                self.target,
-                upper,
-                quarantined,
-                reading=lambda: self._reading(connection),
-            )
+        return Helpers(count, self._reads.open, call, lambda: not pace.sees_company())
 
     # -- ending ------------------------------------------------------------------------
 
@@ -414,7 +240,7 @@ class Runner:
         """Raise KeyChanged where the key has changed under the walk, and no data could tell which
         rows it has missed."""
         if self.target.pending is None:
-            with self._reading() as connection:
+            with self._reads.transaction() as connection:
                 now = bind(self.target.declaration, self.target.dialect, connection)
             check_key(now, replace(run, key=self.target.key.shape))
 
@@ -509,36 +335,8 @@ class Runner:
 
     # -- small things --------------------------------------------------------------------
 
-    @contextmanager
-    def _reading(self, connection: sa.Connection | None = None) -> Iterator[sa.Connection]:
-        """Read in a short transaction, which is also the place to notice that we should stop."""
-        self.budget.raise_if_over()
-        dialect = self.target.dialect
-        with ExitStack() as stack:
-            if connection is None:
-                connection = stack.enter_context(dialect.open(self.limits))
-            stack.enter_context(dialect.transaction(connection, self.limits, write=False))
-            yield connection
-
     def _say(self, what: str, text: str = "", **numbers: object) -> None:
         self.report(Event(what, self.name, text, dict(numbers)))
-
-    def _say_started(self, run: Run) -> None:
-        ranges = self.store.ranges(run)
-        scanned = sum(found.rows_scanned for found in ranges)
-        about = "" if run.rows_estimated is None else f" of about {run.rows_estimated:,} rows"
-        text = (
-            f"goes on after {scanned:,}{about}"
-            if scanned
-            else f"starts{about and ' on' + about[3:]}"
-        )
-        self._say(
-            "started",
-            text,
-            rows_estimated=run.rows_estimated,
-            rows_scanned=scanned,
-            ranges=len(ranges),
-        )
 
 
 @contextmanager

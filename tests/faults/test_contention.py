@@ -11,7 +11,7 @@ from unittest.mock import patch
 import pytest
 import sqlalchemy as sa
 
-from backfill import Backfill, runner
+from backfill import Backfill, proving, runner
 from backfill.runs import Outcome, Status
 from backfill.store import Store
 from tests.faults.population import Population, count_up
@@ -130,7 +130,7 @@ def test_keys_have_to_stay_without_a_where(
 def before_each_proof(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], object]], None]:
     """Let something happen again and again, when all has just been done."""
     proofs: list[int] = []
-    is_any_pending = runner.any_pending
+    is_any_pending = proving.any_pending
 
     def later(do: Callable[[int], object]) -> None:
         def proved_later(*given: Any, **more: Any) -> bool:
@@ -138,7 +138,7 @@ def before_each_proof(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[in
             do(len(proofs))
             return is_any_pending(*given, **more)
 
-        monkeypatch.setattr(runner, "any_pending", proved_later)
+        monkeypatch.setattr(proving, "any_pending", proved_later)
 
     return later
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sqlalchemy as sa
 
-from backfill import Backfill, budget, proof, quarantine, runner, settings, trail
+from backfill import Backfill, budget, proof, proving, quarantine, settings, trail
 from backfill.budget import Budget
 from backfill.dialects import dialect_for
 from backfill.dialects.readers import Reader, Readers
@@ -145,7 +145,7 @@ def test_runner_of_a_cancelled_run_does_not_end_the_next_one(
             connection.execute(sa.update(things).values(m=None))
         assert run(engine, FillM, budget=Budget(10), chunk_size=5).outcome is Outcome.STOPPED
 
-    before_first_call(monkeypatch, runner, "any_pending", cancel_and_begin_anew)
+    before_first_call(monkeypatch, proving, "any_pending", cancel_and_begin_anew)
     assert run(engine, FillM).outcome is not Outcome.COMPLETE
 
     now = store.current("fill_m")
@@ -157,7 +157,7 @@ def test_row_that_becomes_pending_late_is_swept(
     engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(engine, *((i, 0, 1) for i in range(1, 21)))
-    before_first_call(monkeypatch, runner, "any_pending", lambda: change(engine, 5, m=None))
+    before_first_call(monkeypatch, proving, "any_pending", lambda: change(engine, 5, m=None))
 
     complete(engine, FillM)
 
@@ -419,7 +419,7 @@ def spread_readers(
         monkeypatch.setattr(module, "LONGEST_STRIDE", 10)
     monkeypatch.setattr(Pace, "sees_company", lambda _: has_company)
     put(engine, *((i, 0, None) for i in range(400)))
-    before_first_call(monkeypatch, runner, "any_pending", lambda: change(engine, 390, m=None))
+    before_first_call(monkeypatch, proving, "any_pending", lambda: change(engine, 390, m=None))
     threads, has_come = set[str](), threading.Event()
 
     def look(_: Any, _cursor: Any, statement: str, *_more: Any) -> None:

@@ -19,6 +19,7 @@ from backfill import Backfill, sync
 from backfill.budget import Budget
 from backfill.dialects import dialect_for, free_of_event_loops
 from backfill.errors import DeclarationError, RunFailed, TableBusy
+from backfill.opening import Opening
 from backfill.planner import make_plan
 from backfill.runner import Runner
 from backfill.runs import Outcome, Status
@@ -345,7 +346,7 @@ def test_a_kill_between_triggers_and_walk_is_mended(engine: sa.Engine) -> None:
     people.create(engine)
     fill(engine, people, old_rows()[:50])
     with (
-        patch.object(Runner, "create", side_effect=KeyboardInterrupt),
+        patch.object(Opening, "create", side_effect=KeyboardInterrupt),
         pytest.raises(KeyboardInterrupt),
     ):
         run(engine, FillNames)
@@ -452,7 +453,7 @@ def test_the_only_write_lock_is_not_waited_for_in_silence(tmp_path: Path) -> Non
     store.ensure()
     runner = Runner(target, store, Settings(), Budget(), recorder)
     thread = Thread(target=lambda: outcomes.append(runner.run().outcome))
-    with engine.connect() as writer, patch("backfill.runner._SOON", 0.05):
+    with engine.connect() as writer, patch("backfill.opening._SOON", 0.05):
         writer.exec_driver_sql("BEGIN IMMEDIATE")
         thread.start()
         wait_until(lambda: any(event.what == "waiting" for event in recorder.events))

@@ -21,6 +21,7 @@ from backfill.dialects import Dialect, ErrorKind, Limits, Overtaken, postgresql_
 from backfill.dialects.postgresql import PostgreSQL
 from backfill.dialects.sqlite import SQLite
 from backfill.errors import CommitUnknown
+from backfill.proving import Proving
 from backfill.runner import Runner
 from backfill.runs import Status
 from backfill.speed.pacing import Pace
@@ -234,7 +235,7 @@ def no_sweep() -> Iterator[None]:
 @contextmanager
 def late_commits_overlooked() -> Iterator[None]:
     """The proof waits for nobody, and cannot see what is not committed yet."""
-    with patch.object(Runner, "_await_horizon", lambda *args: None):
+    with patch.object(Proving, "_await_horizon", lambda *args: None):
         yield
 
 
