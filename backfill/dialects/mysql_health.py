@@ -41,8 +41,9 @@ if TYPE_CHECKING:
 MARK = "CONCAT('backfill ', {})"
 """SQL: the name of the lock by which each session of ours, whose number is put in, is known as
 such, to everybody and until it ends. Comments name statements only, and not who sleeps."""
-_UNMARKED_SECONDS = 0.03
-"""A session has no mark while it is made. Whoever did something within a second is seen again."""
+_UNMARKED_SECONDS = (0.002, 0.008, 0.02)
+"""Pauses between looks: a session of ours has no mark while it is made. Whoever did something
+within a second is seen again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +71,10 @@ def signals(dialect: Dialect, words: Words, sessions: Sessions, settings: Settin
             return bool(connection.execute(words.others).scalar_one())
 
     def are_surely_seen(reader: Reader) -> bool:
-        if not are_seen(reader):
-            return False
-        time.sleep(_UNMARKED_SECONDS)
+        for pause in _UNMARKED_SECONDS:
+            if not are_seen(reader):
+                return False
+            time.sleep(pause)
         return are_seen(reader)
 
     is_asked = gives_way_to_company(settings) or bool(settings.max_redo_fill)
