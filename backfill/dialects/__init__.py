@@ -6,17 +6,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import NullPool, create_engine, event
 
-from backfill.dialects.base import (
-    BINARY_TYPES,
-    Dialect,
-    ErrorKind,
-    Explanation,
-    Limits,
-    LogFill,
-)
+from backfill.dialects.base import BINARY_TYPES, Dialect, LogFill
 from backfill.dialects.bulk import Overtaken
 from backfill.dialects.columns import Columns, Place, Step
+from backfill.dialects.driver_errors import ErrorKind
+from backfill.dialects.explaining import Explanation
 from backfill.dialects.health import SIGNAL_LIMITS
+from backfill.dialects.limits import Limits
 from backfill.dialects.loops import outside_of_loops
 from backfill.dialects.mysql import MariaDB, MySQL
 from backfill.dialects.mysql_columns import MariaDBColumns, MySQLColumns

@@ -11,30 +11,28 @@ import logging
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import types as sqltypes
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.expression import ClauseElement, Executable
 from sqlalchemy.util import greenlet_spawn
 
 from backfill.dialects.bulk import BulkUpdate, ExecutemanyUpdate
+from backfill.dialects.driver_errors import DriverErrors, ErrorKind
+from backfill.dialects.explaining import Explanation
 from backfill.dialects.loops import outside_of_loops
 from backfill.dialects.rights import Rights
 from backfill.dialects.upkeep import Upkeep
 from backfill.dialects.watchdog import Watchdog, connect_in_time, connecting
 from backfill.errors import CommitUnknown
-from backfill.kinds import masked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from sqlalchemy.sql.compiler import SQLCompiler
     from sqlalchemy.types import TypeEngine
 
+    from backfill.dialects.limits import Limits
     from backfill.dialects.mysql_packing import Packing
     from backfill.dialects.readers import Readers
     from backfill.dialects.triggers import Triggers
@@ -50,68 +48,10 @@ T = TypeVar("T")
 
 
 _LONGEST_STEP = 200_000
-_LONGEST_REFUSAL = 300
 _WALK_SECONDS = 1.0
 
 BINARY_TYPES = (sa.LargeBinary, sqltypes._Binary)
 """SQLAlchemy's binary types: LargeBinary, and BINARY, VARBINARY and MySQL's blobs beside it."""
-
-
-class ErrorKind(Enum):
-    """What an error means for us; found by the database's code, never by exception class."""
-
-    CONFLICT = "conflict with another transaction"
-    LOCKED = "a row is locked by the application"
-    TOO_SLOW = "the statement took too long"
-    SESSION_LOST = "the connection was lost"
-    NOT_READY = "the database accepts no connection"
-    READ_ONLY = "the database is read-only"
-    UNWRITABLE = "the database's file cannot be written"
-    OUT_OF_SPACE = "the database is out of space or memory"
-    DATA = "a row does not fit"
-    SCHEMA = "the schema is not what the backfill needs"
-    RIGHTS = "a privilege is missing"
-    DAMAGE = "the database reports damage"
-    UNKNOWN = "an error that is not known to be harmless"
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How long a transaction of ours may wait, work and idle, in seconds."""
-
-    lock_timeout: float
-    statement_timeout: float
-    idle_timeout: float
-    label: str = "backfill"
-    by_index: bool = False
-    """Tables are read by an index wherever one will do, whatever the planner expects."""
-    awaits_disk: bool = True
-    """COMMIT returns when a crash can take nothing back. A chunk need not wait for that: rows and
-    cursor are lost together, and done again (`synchronous_commit` in PostgreSQL's manual, 28.4).
-    """
-    are_lasting: bool = False
-    """They are told once, where a session is ours alone and no code of others runs on it; else in
-    each transaction."""
-
-    @classmethod
-    def of(cls, settings: Settings, label: str, *, by_index: bool) -> Limits:
-        """Return the limits of what is done to a backfill's table."""
-        timeouts = (settings.lock_timeout, settings.statement_timeout, settings.idle_timeout)
-        return cls(*timeouts, label, by_index)
-
-    @property
-    def silence(self) -> float:
-        """For how long we wait for an answer: by then the server would have cancelled the
-        statement, and ended a transaction that does nothing."""
-        return self.statement_timeout + self.idle_timeout
-
-
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """The database's own plan for a walk."""
-
-    lines: tuple[str, ...]
-    is_index_range: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +66,7 @@ class LogFill:
     """All that was ever written to it."""
 
 
-class Dialect:
+class Dialect(DriverErrors):
     """The portable base: correct everywhere, fast nowhere in particular."""
 
     update_gives_way: ClassVar[bool] = False
@@ -170,11 +110,6 @@ class Dialect:
         self._watchdog = Watchdog(self.engine)
 
     # -- sessions and transactions -------------------------------------------------
-
-    @property
-    def is_async(self) -> bool:
-        """Whether the driver is an asynchronous one, whose connections belong to an event loop."""
-        return self.engine.dialect.is_async
 
     def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function that uses the database, in this thread: it gets an event loop of its
@@ -250,63 +185,6 @@ class Dialect:
                     raise
                 why = f"{kind.value} ({self.error_code(error)})"
                 raise CommitUnknown(f"COMMIT gave no clear answer: {why}") from error
-
-    # -- errors ----------------------------------------------------------------------
-
-    def error_code(self, error: BaseException) -> str:
-        """Return the database's own code for an error, or the exception's class name."""
-        original = self.driver_error(error)
-        code = None if original is None else self._native_code(original)
-        return str(code or type(original or error).__name__)
-
-    def error_kind(self, error: BaseException) -> ErrorKind:
-        """Say what an error means; UNKNOWN is never taken for harmless."""
-        original = self.driver_error(error)
-        if original is None and isinstance(error, OSError) and self.is_async:
-            return ErrorKind.NOT_READY  # asynchronous drivers let the network's errors through
-        if original is None:
-            # A value that could not be bound never reached the driver.
-            is_value = isinstance(error, sa.exc.StatementError)
-            return ErrorKind.DATA if is_value else ErrorKind.UNKNOWN
-        code = self._native_code(original)
-        if code is not None:
-            return self._kind_of_code(code)
-        if getattr(error, "connection_invalidated", False):
-            return ErrorKind.SESSION_LOST
-        if isinstance(error, sa.exc.OperationalError) and error.statement is None:
-            return ErrorKind.NOT_READY  # drivers give no code to a connection that never was
-        if self._is_unsendable(original):
-            return ErrorKind.DATA
-        return ErrorKind.UNKNOWN
-
-    def _is_unsendable(self, original: BaseException) -> bool:
-        """Whether the driver says, without a code, that it cannot send a value."""
-        return isinstance(original, self.engine.dialect.loaded_dbapi.DataError)
-
-    def driver_error(self, error: BaseException) -> BaseException | None:
-        """Return the driver's own error; None for one that Python code raised."""
-        original = getattr(error, "orig", None) or error
-        driver = self.engine.dialect.loaded_dbapi
-        return original if isinstance(original, driver.Error) else None
-
-    def error_objects(self, error: BaseException) -> dict[str, str]:
-        """Return names (constraint, column) that the error gives, never values."""
-        return {}
-
-    def refusal(self, error: sa.exc.DBAPIError) -> str:
-        """Return what was said to a connection that could not be made, without the password;
-        "" for any other error. No row can be in that, and drivers give it no code."""
-        if error.statement is not None or self.error_kind(error) is not ErrorKind.NOT_READY:
-            return ""
-        text = " ".join(str(error.orig).split())
-        password = self.engine.url.password
-        return masked(text.replace(str(password), "***") if password else text)[:_LONGEST_REFUSAL]
-
-    def _native_code(self, original: BaseException) -> str | int | None:
-        return None
-
-    def _kind_of_code(self, code: str | int) -> ErrorKind:
-        return ErrorKind.UNKNOWN
 
     # -- keys ------------------------------------------------------------------------
 
@@ -537,21 +415,6 @@ def _refuse_commit(connection: sa.Connection) -> None:
     problem = connection.info.get(NO_COMMIT)
     if problem is not None:
         raise problem
-
-
-class Explain(Executable, ClauseElement):
-    """`EXPLAIN` of a statement, with its parameters bound as usual."""
-
-    inherit_cache = False
-
-    def __init__(self, prefix: str, statement: sa.Select[Any]) -> None:
-        self.prefix = prefix
-        self.statement = statement
-
-
-@compiles(Explain)
-def _compile_explain(element: Explain, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"{element.prefix} {compiler.process(element.statement, **kw)}"
 
 
 def _roll_back(connection: sa.Connection, transaction: sa.Transaction) -> None:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from backfill.dialects.base import ErrorKind, Limits
+from backfill.dialects.driver_errors import ErrorKind
+from backfill.dialects.limits import Limits
 from backfill.dialects.watchdog import CONNECT_TIMEOUTS
 from backfill.errors import ConfigurationError
 from backfill.kinds import masked

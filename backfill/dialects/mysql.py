@@ -12,15 +12,10 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 
 from backfill.dialects import mysql_health
-from backfill.dialects.base import (
-    Dialect,
-    ErrorKind,
-    Explain,
-    Explanation,
-    Limits,
-    LogFill,
-)
+from backfill.dialects.base import Dialect, LogFill
 from backfill.dialects.bulk import ExecutemanyUpdate
+from backfill.dialects.driver_errors import ErrorKind
+from backfill.dialects.explaining import Explain, Explanation
 from backfill.dialects.mysql_bulk import WRITTEN_IN_PYTHON, JsonTableUpdate, OneByOneUpdate
 from backfill.dialects.mysql_packing import Packing
 from backfill.dialects.mysql_rights import MySQLRights
@@ -35,6 +30,7 @@ if TYPE_CHECKING:
     from sqlalchemy.types import TypeEngine
 
     from backfill.dialects.bulk import BulkUpdate
+    from backfill.dialects.limits import Limits
     from backfill.dialects.mysql_health import Words
     from backfill.settings import Settings
     from backfill.speed.readings import Signal

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import sqlalchemy as sa
 
-from backfill.dialects.base import ErrorKind, LogFill
+from backfill.dialects.base import LogFill
+from backfill.dialects.driver_errors import ErrorKind
 from backfill.dialects.health import (
     OFTEN,
     SELDOM,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from backfill.dialects.base import ErrorKind
+from backfill.dialects.driver_errors import ErrorKind
 from backfill.dialects.rights import Missing, Rights
 
 if TYPE_CHECKING:

@@ -12,13 +12,9 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
 from backfill.dialects import postgresql_health
-from backfill.dialects.base import (
-    Dialect,
-    ErrorKind,
-    Explain,
-    Explanation,
-    Limits,
-)
+from backfill.dialects.base import Dialect
+from backfill.dialects.driver_errors import ErrorKind
+from backfill.dialects.explaining import Explain, Explanation
 from backfill.dialects.postgresql_blocks import any_in_blocks
 from backfill.dialects.postgresql_bulk import (
     DIMENSIONS,
@@ -38,6 +34,7 @@ if TYPE_CHECKING:
     from sqlalchemy.types import TypeEngine
 
     from backfill.dialects.bulk import BulkUpdate
+    from backfill.dialects.limits import Limits
     from backfill.dialects.readers import Readers
     from backfill.keys import Key, KeyValues
     from backfill.settings import Settings

@@ -13,7 +13,7 @@ from backfill.dialects.watchdog import is_connecting
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
-    from backfill.dialects.base import Limits
+    from backfill.dialects.limits import Limits
 
 _IS_DIRECT = "backfill_is_direct"
 _KEPT = "backfill_kept_limits"

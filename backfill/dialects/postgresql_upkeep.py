@@ -18,7 +18,7 @@ from backfill.dialects.upkeep import Churn, Indexed, Updates, Upkeep
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from backfill.dialects.base import Limits
+    from backfill.dialects.limits import Limits
 
 _ANALYZE_SECONDS = 60.0
 """ANALYZE samples 30,000 pages (300 times `default_statistics_target`), and holds a snapshot."""

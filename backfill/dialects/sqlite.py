@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import sqlalchemy as sa
 
-from backfill.dialects.base import BINARY_TYPES, Dialect, ErrorKind, Explain, Explanation, Limits
+from backfill.dialects.base import BINARY_TYPES, Dialect
+from backfill.dialects.driver_errors import ErrorKind
+from backfill.dialects.explaining import Explain, Explanation
 from backfill.dialects.health import FreeDisk, reachable
 from backfill.dialects.sqlite_bulk import FunctionUpdate
 from backfill.dialects.sqlite_triggers import SQLiteTriggers
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from sqlalchemy.types import TypeEngine
 
     from backfill.dialects.bulk import BulkUpdate
+    from backfill.dialects.limits import Limits
     from backfill.settings import Settings
     from backfill.speed.readings import Signal
     from backfill.targets import Target

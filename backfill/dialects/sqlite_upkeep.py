@@ -11,7 +11,7 @@ from backfill.dialects.upkeep import Upkeep
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from backfill.dialects.base import Limits
+    from backfill.dialects.limits import Limits
 
 _STALE = 0.1
 _LIMIT = 400

@@ -12,7 +12,8 @@ from backfill.dialects.triggers import without_percents
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from backfill.dialects.base import Dialect, Limits
+    from backfill.dialects.base import Dialect
+    from backfill.dialects.limits import Limits
 
 
 @dataclass(frozen=True, slots=True)
