@@ -111,10 +111,10 @@ class Runner:
         if run.status is Status.PAUSED:
             return Result(Outcome.STOPPED, f"is paused; `backfill resume {self.name}` first")
         try:
-            changed, failures = self._patiently(self.store.totals, run)
-            self.budget.begin(failures=failures)
-            self._care.begin(run.rows_estimated, changed)
-            with self._paced(run) as pace:
+            with self._paced(run) as pace:  # reads the signals beside all that follows
+                changed, failures = self._patiently(self.store.totals, run)
+                self.budget.begin(failures=failures)
+                self._care.begin(run.rows_estimated, changed)
                 while True:
                     self.walk_pass(run, pace)
                     self._patiently(self._resume_running, run)

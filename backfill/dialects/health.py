@@ -88,8 +88,13 @@ class OthersAtWork(Gradual):
     every = COMPANY_EVERY
 
     def __init__(
-        self, are_seen: Callable[[Reader], bool], clock: Callable[[], float] = time.monotonic
+        self,
+        are_seen: Callable[[Reader], bool],
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        is_brief: bool = True,
     ) -> None:
+        self.is_brief = is_brief
         self._are_seen = are_seen
         self._company = Company(clock)
         self.were_missing = False
@@ -112,6 +117,7 @@ class FreeDisk(Budget):
 
     name = "free disk"
     every = SELDOM
+    is_brief = False
 
     def __init__(self, at_least: int, places: Callable[[Reader], Sequence[Path]]) -> None:
         self._at_least = at_least

@@ -79,7 +79,7 @@ def signals(dialect: Dialect, words: Words, sessions: Sessions, settings: Settin
         return are_seen(reader)
 
     is_asked = gives_way_to_company(settings) or bool(settings.max_redo_fill)
-    others = OthersAtWork(are_surely_seen) if is_asked else None
+    others = OthersAtWork(are_surely_seen, is_brief=False) if is_asked else None
     alone = Alone(dialect, others)
     found: list[tuple[float, Signal]] = [
         (settings.max_blocked_seconds, Blocked(settings.max_blocked_seconds, words, sessions)),
@@ -226,6 +226,7 @@ class ReplicaLag(_Privileged, Budget):
 
     name = "replica lag"
     every = OFTEN
+    is_brief = False
 
     def __init__(self, settings: Settings, words: Words, replicas: Sequence[Replica]) -> None:
         self._limit = settings.max_replica_lag

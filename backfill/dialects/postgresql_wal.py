@@ -192,6 +192,8 @@ class Standbys(Monitored, _Following):
 class NamedReplicas(_Following):
     """The replicas that the settings name, asked themselves."""
 
+    is_brief = False
+
     def __init__(
         self,
         settings: Settings,

@@ -10,18 +10,16 @@ from threading import Event as Flag
 from threading import Thread
 from typing import TYPE_CHECKING
 
-from backfill.dialects import SIGNAL_LIMITS, ErrorKind
-from backfill.failures import describe
+from backfill.dialects import ErrorKind
 from backfill.reporters import Event
+from backfill.speed.glances import Glances, problem
 from backfill.speed.probing import probe_of
-from backfill.speed.readings import Unavailable, Unreadable
+from backfill.speed.readings import Unavailable
 from backfill.speed.signals import of_user
 from backfill.speed.throttles import Activity, Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-
-    import sqlalchemy as sa
 
     from backfill.dialects import Dialect
     from backfill.runs import Run
@@ -53,9 +51,7 @@ class Collector:
         self._say = say
         self._clock = clock
         self._due = dict.fromkeys(signals, clock())
-        self._connection: sa.Connection | None = None
-        self._refusal: Exception | None = None
-        """Why no connection was to be had in this turn: each signal would wait for it again."""
+        self._glances = Glances(dialect)
         self._ends = Flag()
 
     def run(self) -> None:
@@ -82,7 +78,7 @@ class Collector:
 
     def tick(self) -> None:
         """Read each signal whose time has come, and say what can never be read."""
-        self._refusal = None
+        self._glances.begin_turn()
         missing: dict[str, list[str]] = {}
         for signal, due in list(self._due.items()):
             if due > self._clock() or self._ends.is_set():
@@ -90,70 +86,42 @@ class Collector:
             self._due[signal] = self._clock() + signal.every
             if not self._read(signal):
                 missing.setdefault(self._remedy(signal), []).append(signal.name)
+        self._glances.settle()
         for remedy, names in missing.items():
             how = f"; to have it watched: {remedy}" if remedy else ""
             self._say(f"not watched, since it cannot be read here: {', '.join(names)}{how}")
 
     def _read(self, signal: Signal) -> bool:
         """Read a signal; False if it is not to be had here, now or later."""
+        if not signal.is_brief:
+            self._glances.settle()
+        look = self._glances.sharing if signal.is_brief else self._glances.alone
         try:
-            self._throttle.feed(signal, signal.read(self._transaction))
+            self._throttle.feed(signal, signal.read(look))
         except Exception as error:
             if isinstance(error, Unavailable) or self._is_never_here(error):
                 self._throttle.drop(signal)
                 del self._due[signal]
                 signal.close()
                 return False
-            self._throttle.miss(signal, self._problem(error))
+            self._throttle.miss(signal, problem(error, self._dialect))
         return True
 
     def _is_never_here(self, error: Exception) -> bool:
         return self._dialect.error_kind(error) in _NEVER_HERE
 
-    def _problem(self, error: Exception) -> str:
-        return str(error) if isinstance(error, Unreadable) else describe(error, self._dialect)
-
     def _remedy(self, signal: Signal) -> str:
         try:
-            return signal.remedy(self._transaction)
+            return signal.remedy(self._glances.sharing)
         except Exception as error:
-            logger.debug("no remedy for %s: %s", signal.name, self._problem(error))
+            why = problem(error, self._dialect)
+            logger.debug("no remedy for %s: %s", signal.name, why)
             return ""
-
-    @contextmanager
-    def _transaction(self, *, write: bool = False) -> Iterator[sa.Connection]:
-        connection = self._connected()
-        try:
-            with self._dialect.transaction(connection, SIGNAL_LIMITS, write=write):
-                yield connection
-        except Exception:
-            self._disconnect()  # errors are rare, and a new connection is without doubt
-            raise
-
-    def _connected(self) -> sa.Connection:
-        if self._refusal is not None:
-            raise self._refusal
-        if self._connection is None:
-            try:
-                self._connection = self._dialect.open(SIGNAL_LIMITS)
-            except Exception as error:
-                self._refusal = Unreadable(self._problem(error))
-                raise self._refusal from error
-        return self._connection
 
     def _close(self) -> None:
         for signal in self._due:
             signal.close()
-        self._disconnect()
-
-    def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is None:
-            return
-        try:
-            self._dialect.close(connection)
-        except Exception as error:
-            logger.debug("connection not closed: %s", describe(error, self._dialect))
+        self._glances.close()
 
 
 @contextmanager

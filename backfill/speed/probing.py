@@ -150,6 +150,7 @@ class Probe(Gradual):
 
     name = "added latency"
     every = PROBE_SECONDS
+    is_brief = False
 
     def __init__(
         self,

@@ -100,6 +100,11 @@ class Signal(Protocol):
     def every(self) -> float:
         """Seconds from one reading to the next."""
 
+    @property
+    def is_brief(self) -> bool:
+        """Whether it asks the database only, and at once: it may share a transaction with others.
+        While any other one is read none is open."""
+
     def read(self, reader: Reader) -> Reading | None:
         """Return its value; None where there is nothing to watch, for example no replica.
 
@@ -120,6 +125,7 @@ class Gradual:
     steers = True
     fails_closed = False
     every = 1.0
+    is_brief = True
 
     def remedy(self, reader: Reader) -> str:
         return ""
@@ -134,6 +140,7 @@ class Budget:
     steers = False
     fails_closed = True
     every = 1.0
+    is_brief = True
 
     def remedy(self, reader: Reader) -> str:
         return ""

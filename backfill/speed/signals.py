@@ -46,6 +46,7 @@ def of_user(declaration: type[Backfill], dialect: Dialect, settings: Settings) -
 
 class _Own(Gradual):
     fails_closed = True
+    is_brief = False
 
 
 class FlagFile(_Own):

@@ -174,6 +174,54 @@ def test_a_privilege_or_view_that_is_missing_is_the_same(kind: ErrorKind) -> Non
     assert "GRANT pg_monitor" in watched.said[0]
 
 
+class Noting(Asking):
+    """Notes the transactions that have begun when it is read, and whether one is open then."""
+
+    def __init__(self, engine: sa.Engine, *, is_brief: bool) -> None:
+        super().__init__()
+        self.is_brief = is_brief
+        self.seen: list[tuple[int, bool]] = []
+        self._begun = 0
+        self._is_open = False
+        sa.event.listen(engine, "begin", lambda _: self._note(is_open=True))
+        sa.event.listen(engine, "commit", lambda _: self._note(is_open=False))
+        sa.event.listen(engine, "rollback", lambda _: self._note(is_open=False))
+
+    def _note(self, *, is_open: bool) -> None:
+        self._begun += is_open
+        self._is_open = is_open
+
+    def read(self, reader: Reader) -> Reading:
+        self.seen.append((self._begun, self._is_open))
+        return super().read(reader)
+
+
+def test_brief_reads_of_a_turn_are_one_transaction_and_nothing_is_open_beside_others() -> None:
+    dialect = dialect_for(sa.create_engine("sqlite://"))
+    signals = [Noting(dialect.engine, is_brief=is_brief) for is_brief in (True, True, False, True)]
+    watched = Watched(*signals, dialect=dialect)
+    watched.turns(0)
+    assert [one.seen for one in signals] == [[(0, False)], [(1, True)], [(1, False)], [(2, False)]]
+    watched.turns(1)
+    assert signals[0].seen[1] == (3, False), "the turn before has ended its transaction"
+
+
+def test_an_error_ends_what_brief_reads_share() -> None:
+    class Failing(Asking):
+        def read(self, reader: Reader) -> Reading:
+            with reader() as connection:
+                connection.execute(sa.text("SELECT nothing FROM nowhere"))
+            raise AssertionError
+
+    dialect: Any = Refusing()
+    dialect.is_up = True
+    before, failing, after = Asking(name="before"), Failing(name="failing"), Asking(name="after")
+    watched = Watched(before, failing, after, dialect=dialect)
+    watched.turns(0)
+    assert (before.asked, after.asked, dialect.opened) == (1, 1, 2)
+    assert "failing" in watched.throttle.verdict().reason or watched.said
+
+
 def test_a_missing_connection_is_asked_for_once_a_turn() -> None:
     dialect: Any = Refusing()
     signals = [Asking(name=name) for name in "abc"]
