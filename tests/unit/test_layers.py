@@ -57,7 +57,7 @@ LAYERS = [
             "reporters",
             "writers",
         ),
-        *("speed.signals", "speed.probing"),
+        *("speed.signals", "speed.probing", "speed.glances"),
     },
     {"configuration"},
     {"application"},
