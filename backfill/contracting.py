@@ -18,7 +18,7 @@ from alembic.util import CommandError
 
 from backfill.dialects import ErrorKind, Place, columns_of, dialect_for
 from backfill.dialects.triggers import Place as TriggerPlace
-from backfill.operations import IMPORT
+from backfill.operations import IMPORT, REPLACED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -163,7 +163,8 @@ class ReplaceColumns(MigrateOperation):
 
         `replacements` leads from the old columns to the new ones. The triggers of the backfills'
         `sync` go in the same moment, while nobody else is at the table, so that no write to an
-        old column is lost. MariaDB from 10.5, MySQL from 8.0.
+        old column is lost; PostgreSQL commits that, and what precedes it. MariaDB from 10.5, MySQL
+        from 8.0.
         Raises alembic's CommandError if the table's lock is not to be had.
         """
         operations.invoke(cls(table_name, replacements, backfills=backfills, schema=schema))
@@ -184,21 +185,44 @@ _Changed = _OnColumn | ReplaceColumns
 def _replace_columns(operations: Operations, operation: ReplaceColumns) -> None:
     context = operations.migration_context
     columns = columns_of(context.dialect)
-    statements = columns.replace(operation.place(context), operation.replacements)
     if context.as_sql:
-        for statement in statements:
+        for statement in columns.replace(operation.place(context), operation.replacements):
             context.impl.static_output(f"{statement};")
         return
     connection = context.connection
     assert connection is not None
+    left = _left_to_replace(operation, connection)
+    if not left:
+        return
     _lock(context, columns, operation)
     try:
         _end_sync(operation, connection)
-        for statement in statements:
+        for statement in columns.replace(operation.place(context), left):
             connection.execute(_literally(statement))
     finally:
         for statement in columns.unlock():
             connection.execute(_literally(statement))
+    _commit(context)
+
+
+def _left_to_replace(operation: ReplaceColumns, connection: sa.Connection) -> dict[str, str]:
+    """Return what a run that was killed behind it has not done already."""
+    found = sa.inspect(connection).get_columns(operation.table_name, operation.schema)
+    known = {one["name"] for one in found}
+    return {
+        column: other
+        for column, other in operation.replacements.items()
+        if other in known or column not in known
+    }
+
+
+def _commit(context: MigrationContext) -> None:
+    """Let go of the table's lock before anything else is waited for, where the transaction is ours:
+    an empty autocommit block commits what precedes it."""
+    is_ours = context._transaction is not None and not context._in_external_transaction
+    if is_ours and context.impl.transactional_ddl:
+        with context.autocommit_block():
+            pass
 
 
 def _end_sync(operation: ReplaceColumns, connection: sa.Connection) -> None:
@@ -229,7 +253,7 @@ def _drop_not_null(operations: Operations, operation: DropNotNull) -> None:
 def _set_not_null(operations: Operations, operation: SetNotNull) -> None:
     context = operations.migration_context
     connection = None if context.as_sql else context.connection
-    if connection is not None and _is_not_null(connection, operation):
+    if connection is not None and _is_done(connection, operation):
         return
     columns, place = columns_of(context.dialect), operation.place(context)
     steps = columns.not_null(connection, place)
@@ -251,8 +275,11 @@ def _set_not_null(operations: Operations, operation: SetNotNull) -> None:
             raise
 
 
-def _is_not_null(connection: sa.Connection, operation: _OnColumn) -> bool:
+def _is_done(connection: sa.Connection, operation: _OnColumn) -> bool:
     """Whether a run that was killed behind it has done it already."""
+    place = (operation.schema, operation.table_name, operation.column_name)
+    if place in connection.info.get(REPLACED, ()):
+        return True
     found = sa.inspect(connection).get_columns(operation.table_name, operation.schema)
     return any(one["name"] == operation.column_name and not one["nullable"] for one in found)
 

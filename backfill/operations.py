@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from alembic.operations.ops import (
     UpgradeOps,
 )
 from alembic.util import CommandError
+from sqlalchemy import inspect
 
 from backfill import downgrades, placement, store, tables
 from backfill.configuration import settings_of, state_schema
@@ -23,12 +25,14 @@ from backfill.discovery import discover, named
 from backfill.errors import (
     BackfillError,
     BackfillRequired,
+    DeclarationError,
     LeaseHeld,
     RunFailed,
     UnknownBackfill,
 )
 from backfill.project import version_table
 from backfill.proof import incomplete_reason, offline_conditions
+from backfill.runs import Status
 from backfill.targets import bind
 
 if TYPE_CHECKING:
@@ -103,7 +107,12 @@ def _why_not(context: MigrationContext, operation: RequireBackfill) -> str | Non
     """Say why the gate stays shut, after the remainder was done where that is wanted."""
     connection = _connection(context)
     declaration = _declaration(context, operation.name)
-    target = bind(declaration, dialect_for(connection.engine), connection)
+    try:
+        target = bind(declaration, dialect_for(connection.engine), connection)
+    except DeclarationError:
+        if operation.keep_sync and _is_replaced(connection, declaration):
+            return None
+        raise
     reason = incomplete_reason(connection, target)
     assert context.config is not None
     said = {} if operation.inline is None else {"gate": _GATES[operation.inline]}
@@ -118,6 +127,25 @@ def _why_not(context: MigrationContext, operation: RequireBackfill) -> str | Non
     return _complete_inline(context, target, how)
 
 
+def _is_replaced(connection: Connection, declaration: type[Backfill]) -> bool:
+    """Whether `op.replace_columns` has been here before it was interrupted: the backfill was
+    complete, and the columns that it filled have other names by now, which is noted."""
+    run = store.current(connection, declaration.name) if store.exists(connection) else None
+    if run is None or run.status is not Status.SUCCEEDED:
+        return False
+    schema, _, table = declaration.table.rpartition(".")
+    where = (declaration.schema or schema or None, table)
+    columns = {one["name"] for one in inspect(connection).get_columns(where[1], where[0])}
+    values = declaration.values if isinstance(declaration.values, Mapping) else {}
+    written = {*declaration.writes, *values}
+    if not written or not written.isdisjoint(columns):
+        return False
+    connection.info.setdefault(REPLACED, set()).update((*where, column) for column in written)
+    return True
+
+
+REPLACED = "backfill_replaced"
+"""Key of a connection's info: schema, table and name of columns that have other names by now."""
 _GATES = {True: "inline", False: "refuse"}
 
 

@@ -16,7 +16,7 @@ from alembic.script import Script
 from alembic.util import CommandError, rev_id
 
 from backfill import scaffold
-from backfill.dialects import columns_of, dialect_for, outside_of_loops
+from backfill.dialects import Place, columns_of, dialect_for, outside_of_loops
 from backfill.dialects.triggers import mentions
 from backfill.discovery import files
 from backfill.errors import BackfillError, ConfigurationError
@@ -251,6 +251,11 @@ def _facts(context: MigrationContext) -> Facts:
     except BackfillError:
         has_sync = False
 
+    def is_plain(table: str, schema: str | None, column: str) -> bool:
+        place = Place(table, column, schema, context.dialect.identifier_preparer)
+        is_known = not _is_plain(sa.inspect(connection), table, schema, column)
+        return not is_known and not columns.has_dependents(connection, place)
+
     def converted(value: str, kind: Any) -> str:
         return columns.converted(value, kind.compile(dialect=context.dialect))
 
@@ -259,7 +264,7 @@ def _facts(context: MigrationContext) -> Facts:
         lambda default: columns.is_volatile(connection, default),
         converted,
         lambda *place: _is_key(sa.inspect(connection), *place),
-        lambda *place: _is_plain(sa.inspect(connection), *place),
+        is_plain,
         has_sync,
         database_name(context),
     )

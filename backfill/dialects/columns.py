@@ -55,6 +55,10 @@ class Columns:
         rewrites the table under a lock."""
         return False
 
+    def has_dependents(self, connection: sa.Connection, place: Place) -> bool:
+        """Whether something that no inspection tells of depends on the column."""
+        return False
+
     def refusal(self, connection: sa.Connection, place: Place) -> str | None:
         """Say why a plain ALTER TABLE would do harm; None if it would not."""
         return None

@@ -169,6 +169,8 @@ class PostgreSQL(Dialect):
     def key_type(self, column: sa.Column[Any]) -> TypeEngine[Any] | None:
         if isinstance(column.type, sa.Time) and column.type.timezone:
             return None  # one moment in two zones is two keys here, and one for Python
+        if column.info.get(SQL_TYPE) == '"char"':
+            return None  # its text is not in the index's order from byte 128 on
         if isinstance(column.type, (sa.Boolean, sa.Enum, pg.CITEXT)):
             return column.type
         kind = super().key_type(column)

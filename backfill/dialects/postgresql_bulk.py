@@ -191,6 +191,7 @@ class _Column:
         self._item = self._type.removesuffix("[]")
         self._dimensions: int = column.info[DIMENSIONS]
         self._taken = _TAKEN.get(self._item, frozenset({str}))
+        self._is_naive = self._item.endswith("without time zone")
         self._dumps = dumps
         is_integer = self._type in _INTEGERS
         self.element = _BIGINT if is_integer else _TEXT
@@ -224,6 +225,8 @@ class _Column:
             kind = _base(value)
         if kind not in self._taken:
             raise TypeError(f"{self._item} does not take {kind.__name__}")
+        if self._is_naive and value.tzinfo is not None:
+            raise TypeError(f"{self._item} takes no offset, which the driver converts")
         return _TEXT_OF.get(kind, str)(value)
 
     def _array(self, values: Any, dimensions: int) -> str:

@@ -20,6 +20,12 @@ class PostgreSQLColumns(Columns):
         names = [name.lower() for name in re.findall(r"(\w+)\s*\(", default)]
         return bool(connection.scalar(sa.text(query), {"names": names}))
 
+    def has_dependents(self, connection: sa.Connection, place: Place) -> bool:
+        """Expressions, predicates and included columns of indexes go with the column, as views,
+        statistics and policies would, or keep it from going."""
+        table, _ = place.sql()
+        return bool(connection.scalar(_DEPENDENTS, {"table": table, "column": place.column}))
+
     def not_null(self, connection: sa.Connection | None, place: Place) -> list[Step] | None:
         table, column = place.sql()
         name = self._check(place)
@@ -60,3 +66,14 @@ class PostgreSQLColumns(Columns):
 
     def _check(self, place: Place) -> str:
         return place.preparer.quote(f"backfill_{place.table}_{place.column}"[:53] + "_not_null")
+
+
+# NOT NULL is such a constraint, too, since PostgreSQL 18 (contype "n").
+_DEPENDENTS = sa.text(
+    "SELECT EXISTS (SELECT FROM pg_depend AS d"
+    " JOIN pg_attribute AS a ON attrelid = refobjid AND attnum = refobjsubid"
+    " LEFT JOIN pg_constraint AS c ON d.classid = 'pg_constraint'\\:\\:regclass AND c.oid = d.objid"
+    " WHERE d.refclassid = 'pg_class'\\:\\:regclass AND attrelid = CAST(:table AS regclass)"
+    " AND attname = :column AND d.classid <> 'pg_attrdef'\\:\\:regclass"
+    " AND c.contype IS DISTINCT FROM 'n')"
+)

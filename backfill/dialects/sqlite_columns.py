@@ -22,13 +22,14 @@ class SQLiteColumns(Columns):
         return list(connection.scalars(sa.text(query), {"table": place.table}))
 
     def refusal(self, connection: sa.Connection, place: Place) -> str | None:
-        """Dropping the old table deletes its rows, and ON DELETE CASCADE follows."""
+        """Dropping the old table deletes its rows, and ON DELETE CASCADE follows, into its copy as
+        well."""
         if not connection.exec_driver_sql("PRAGMA foreign_keys").scalar():
             return None
         inspector = sa.inspect(connection)
         for table in inspector.get_table_names(place.schema):
             keys = inspector.get_foreign_keys(table, place.schema)
-            if table != place.table and any(k["referred_table"] == place.table for k in keys):
+            if any(key["referred_table"] == place.table for key in keys):
                 return (
                     f"SQLite copies {place.table!r} and drops the old one; {table!r} refers to it,"
                     " and with PRAGMA foreign_keys its rows might be deleted too. Switch that"

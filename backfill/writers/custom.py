@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import contextmanager, suppress
+from operator import index
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
@@ -38,7 +39,7 @@ class CustomWriter(Writer):
             changed = self.declaration.apply(connection, statements)
         if changed is None:
             changed = chunk.scanned if chunk.page is None else len(chunk.page)
-        return Written(changed)
+        return Written(_count(changed, self.target.declaration.name))
 
     def _condition(self, chunk: Chunk) -> sa.ColumnElement[bool]:
         """Return the chunk's condition with its values inside: it must stand alone."""
@@ -53,6 +54,21 @@ class CustomWriter(Writer):
             inclusive=inclusive,
         )
         return within if self.walk.pending is None else sa.and_(within, self.walk.pending)
+
+
+def _count(changed: Any, name: str) -> int:
+    """Return a number of rows. Raises DeclarationError for what is none."""
+    with suppress(TypeError):
+        if (number := index(changed)) >= 0:
+            return number
+    raise DeclarationError(
+        f"{name}: apply() must return how many rows it changed (as `result.rowcount` says), or None"
+        f" for all of the chunk; it returned {_shown(changed)}."
+    )
+
+
+def _shown(changed: Any) -> str:
+    return "a negative number" if isinstance(changed, int) else f"a {type(changed).__name__}"
 
 
 @contextmanager

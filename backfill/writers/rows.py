@@ -13,6 +13,7 @@ import sys
 import time
 from asyncio import CancelledError
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice, repeat
@@ -31,7 +32,7 @@ from backfill.speed.widths import row_bytes
 from backfill.writers.base import Writer, Written
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from backfill.dialects import Dialect
     from backfill.dialects.bulk import BulkUpdate
@@ -85,6 +86,14 @@ def _are_alike(outputs: Sequence[Any]) -> bool:
     return all(all(map(contains, outputs, repeat(column))) for column in outputs[0])
 
 
+def _share_dicts(outputs: Sequence[Output]) -> bool:
+    """Whether two rows have the very same object, which is not None."""
+    if len(set(map(id, outputs))) == len(outputs):
+        return False
+    some = [id(output) for output in outputs if output is not None]
+    return len(set(some)) < len(some)
+
+
 class RowsChanged(Exception):
     """Too many rows changed to compute them under their locks; the fresh page to start from."""
 
@@ -114,6 +123,8 @@ class RowsWriter(Writer):
         """What came out of each row of the page."""
         self._groups: list[_Group] = []
         self._verifies = target.dialect.verifies(target)
+        self._copies = False
+        """`transform` returns the same dict again and again, so each is copied."""
         self._careful = 0
         self._seconds_per_row = 0.0
         self._updates: dict[tuple[bool, tuple[str, ...]], Ranged[BulkUpdate]] = {}
@@ -163,7 +174,13 @@ class RowsWriter(Writer):
     def _computed(self, page: Page, pulse: Callable[[], None]) -> list[Output]:
         if not page:
             return []
-        return self._one_each(page, pulse) if self._one_by_one else self._many(page, pulse)
+        if not self._one_by_one:
+            return self._many(page, pulse)
+        outputs = self._one_each(page, pulse)
+        if not self._copies and _share_dicts(outputs):
+            self._copies = True  # perhaps one dict, changed for each row
+            return self._one_each(page, pulse)
+        return outputs
 
     def _halved(self, page: Page, error: BaseException, pulse: Callable[[], None]) -> list[Output]:
         """Compute a page in two parts, down to the row that raises."""
@@ -176,7 +193,9 @@ class RowsWriter(Writer):
 
     def _one_each(self, page: Page, pulse: Callable[[], None]) -> list[Output]:
         outputs = list[Output]()
-        computing = map(self.declaration.transform, page.given())
+        computing: Iterator[Any] = map(self.declaration.transform, page.given())
+        if self._copies:
+            computing = map(copy, computing)
         rows = 1
         while len(outputs) < len(page):
             pulse()

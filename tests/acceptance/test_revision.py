@@ -441,3 +441,109 @@ def test_write_between_the_gate_and_the_swap(shop: AlembicProject, engine: sa.En
     edit(contract, ("    op.replace_columns(", f"{write}    op.replace_columns("))
     succeeds(shop.backfill("upgrade"))
     assert rows_of(engine, "id", "age")[:3] == [(0, 0), (1, 77), (2, 2)]
+
+
+def test_contract_that_was_interrupted_behind_the_swap_is_repeated(
+    shop: AlembicProject, engine: sa.Engine
+) -> None:
+    """What is committed then is passed over: the gate asks for a column that has another name."""
+    set_models(shop, BEFORE.replace("sa.Integer", "sa.BigInteger"))
+    succeeds(shop.backfill("revision", "--autogenerate", "-m", "age"))
+    succeeds(shop.backfill("upgrade", "+1"))
+    contract = next(one for one in revisions(shop) if "contract" in one.name)
+    whole = contract.read_text()
+    swap = next(line for line in whole.splitlines() if "op.replace_columns(" in line)
+    contract.write_text(whole.replace(swap, f"{swap}\n    raise RuntimeError('killed')"))
+    assert shop.backfill("upgrade").returncode == 1
+    contract.write_text(whole)
+    succeeds(shop.backfill("upgrade"))
+    assert isinstance(described(engine)["age"]["type"], sa.BigInteger)
+    assert "age_new" not in described(engine)
+    assert rows_of(engine, "id", "age")[:3] == [(0, 0), (1, 1), (2, 2)]
+
+
+@pytest.mark.requires("transactional_ddl")
+def test_swap_keeps_nobody_off_while_something_else_is_waited_for(
+    shop: AlembicProject, engine: sa.Engine, upgrade_here: Callable[[], None]
+) -> None:
+    set_models(shop, BEFORE.replace("sa.Integer", "sa.BigInteger"))
+    succeeds(shop.backfill("revision", "--autogenerate", "-m", "age"))
+    succeeds(shop.backfill("upgrade", "+1"))
+    contract = next(one for one in revisions(shop) if "contract" in one.name)
+    whole = contract.read_text()
+    swap = next(line for line in whole.splitlines() if "op.replace_columns(" in line)
+    contract.write_text(whole.replace(swap, f"{swap}\n    op.execute('SELECT 1 AS later')"))
+    read = []
+
+    def read_between(*arguments: Any) -> None:
+        if "later" in arguments[2]:
+            with engine.begin() as connection:
+                connection.exec_driver_sql("SET LOCAL lock_timeout = '100ms'")
+                read.append(connection.exec_driver_sql("SELECT count(*) FROM users").scalar())
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", read_between)
+    try:
+        upgrade_here()
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", read_between)
+    assert read == [ROWS]
+
+
+@pytest.mark.requires("transactional_ddl")
+@pytest.mark.parametrize(
+    "made",
+    [
+        "CREATE UNIQUE INDEX knows ON users (lower(code))",
+        "CREATE INDEX knows ON users (id) WHERE code IS NOT NULL",
+        "CREATE INDEX knows ON users (id) INCLUDE (code)",
+        "CREATE STATISTICS knows ON code, name FROM users",
+        "CREATE VIEW knows AS SELECT code FROM users",
+    ],
+)
+def test_column_on_which_something_depends_is_not_replaced(
+    shop: AlembicProject, engine: sa.Engine, made: str
+) -> None:
+    """It would go with the column, and nobody would notice."""
+    with engine.begin() as connection:
+        connection.exec_driver_sql(made)
+    set_models(shop, BEFORE.replace('"code", sa.String(9)', '"code", sa.String(5)'))
+    done = shop.backfill("revision", "--autogenerate", "-m", "code")
+    succeeds(done)
+    assert "users.code: the change of its type is left to one ALTER TABLE" in done.stderr
+    assert not classes(shop)
+
+
+REFERS_TO_ITSELF = """
+def upgrade():
+    op.create_table(
+        "nodes",
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("parent", sa.ForeignKey("nodes.id", ondelete="CASCADE")),
+        sa.Column("name", sa.Text),
+    )
+    for i, parent in ((1, "NULL"), (2, "1"), (3, "2")):
+        op.execute(f"INSERT INTO nodes VALUES ({i}, {parent}, 'x')")
+"""
+
+
+def test_copy_of_a_table_that_refers_to_itself_keeps_its_rows(tmp_path: Path) -> None:
+    """SQLite deletes what refers to rows of the table that is dropped, in the copy, too."""
+    url = f"sqlite:///{tmp_path / 'test.sqlite3'}"
+    project = AlembicProject.create(tmp_path / "project", url)
+    edit_env(
+        project,
+        (
+            "with connectable.connect() as connection:\n",
+            "with connectable.connect() as connection:\n"
+            "        connection.exec_driver_sql('PRAGMA foreign_keys = ON')\n"
+            "        connection.commit()\n",
+        ),
+    )
+    project.revision("a1", body=REFERS_TO_ITSELF)
+    change = 'op.set_not_null("nodes", "name", existing_type=sa.Text())'
+    project.revision("b2", down="a1", body=f"import backfill\n\ndef upgrade():\n    {change}\n")
+    project.alembic("upgrade", "a1")
+    refused = project.alembic("upgrade", "b2", check=False)
+    assert "'nodes' refers to it" in refused.stderr
+    with sa.create_engine(url).connect() as connection:
+        assert connection.exec_driver_sql("SELECT count(*) FROM nodes").scalar() == 3

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 import sqlalchemy as sa
@@ -481,3 +481,41 @@ def have_standbys(server: Server, names: str) -> None:
     with server.admin.connect() as connection:
         while connection.exec_driver_sql("SHOW synchronous_standby_names").scalar_one() != names:
             time.sleep(0.01)
+
+
+def test_one_dict_that_is_changed_for_each_row_gives_each_row_its_own(engine: sa.Engine) -> None:
+    put(engine, *((i, i, None) for i in range(1, 40)))
+
+    class Reusing(Backfill):
+        revision = "x"
+        table = "things"
+        reads = ["n"]
+        writes = ["m"]
+        out: ClassVar[dict[str, Any]] = {}
+
+        def transform(self, row: Any) -> Any:
+            self.out["m"] = 10 * row.n
+            return self.out
+
+    complete(engine, Reusing)
+    assert column(engine, "m") == {i: 10 * i for i in range(1, 40)}
+
+
+@pytest.mark.parametrize("nonsense", ["lots", -5, 2.5, object()])
+def test_apply_that_returns_no_number_of_rows_changes_nothing(
+    engine: sa.Engine, nonsense: object
+) -> None:
+    put(engine, *((i, i, None) for i in range(1, 40)))
+
+    class Wrong(Backfill):
+        revision = "x"
+        table = "things"
+
+        def apply(self, connection: sa.Connection, chunk: Any) -> Any:
+            connection.execute(chunk.update().values(m=1))
+            return nonsense
+
+    ran = run(engine, Wrong)
+    assert ran.outcome is Outcome.FAILED
+    assert "apply() must return how many rows it changed" in ran.result.text
+    assert set(column(engine, "m").values()) == {None}
