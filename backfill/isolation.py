@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from backfill.targets import Target
     from backfill.walk import Walk
 
+SUSPECT = (ErrorKind.UNKNOWN, ErrorKind.SCHEMA, ErrorKind.RIGHTS)
+"""What usually stops every row, though one row's cast, function or trigger may raise it as well."""
+_MOST_TRIALS = 48
+"""Enough to halve the largest chunk down to single rows."""
 _TOO_SLOW_TRIES = 3
 """Attempts at the same rows before they are to blame for a time limit, rather than the moment."""
 
@@ -34,6 +38,7 @@ class Isolation:
 
     Parameters:
         commit: writes and commits a part of a chunk, and returns how many rows it changed.
+        try_out: whether a part can be written, which is undone.
         quarantine: records a failure instead, and moves the cursor behind the part's only row.
         retrying: repeats one of both, with a patience of its own, while the database is in trouble.
     """
@@ -46,6 +51,7 @@ class Isolation:
         hold: Holding,
         *,
         commit: Callable[[Chunk], int],
+        try_out: Callable[[Chunk], bool],
         quarantine: Callable[[Chunk, Failure], int],
         retrying: tenacity.Retrying,
     ) -> None:
@@ -55,19 +61,20 @@ class Isolation:
         self._session = session
         self._hold = hold
         self._commit = commit
+        self._try_out = try_out
         self._quarantine = quarantine
         self._retrying = retrying
         self._too_slow: tuple[tuple[KeyValues, KeyValues], int] | None = None
         """Between which keys a time limit was met last, and how often in a row."""
+        self._of_rows: set[str] = set()
+        """Codes of suspect errors that were a row's, since others beside it could be written."""
 
     def isolate(self, chunk: Chunk, error: Exception | None) -> int:
         """Commit the good rows of a refused chunk, quarantine the others; the rows changed.
 
         `error` is the chunk's own; None if only its neighbour's success says that it is bad.
         """
-        if chunk.page is None:
-            with self._session.transaction(write=False) as connection:
-                chunk = self._walk.whole_page(connection, chunk)
+        chunk = self._with_page(chunk)
         assert chunk.page is not None
         if len(chunk.page) == 1 and error is not None:
             return self._give_up(chunk, error)
@@ -81,9 +88,37 @@ class Isolation:
 
     def is_about_a_row(self, error: Exception) -> bool:
         """Whether the database or the driver refuses a value, or rows are too slow."""
-        if isinstance(error, RowsTooSlow):
+        if isinstance(error, RowsTooSlow) or self._dialect.error_code(error) in self._of_rows:
             return True
         return is_about_a_row(error, self._dialect, computes=self._computes)
+
+    def acquit_others(self, chunk: Chunk, error: Exception) -> None:
+        """Look whether an error that usually stops every row is about some of these: other rows
+        of the chunk can be written. Then errors with this code are."""
+        is_suspect = self._dialect.error_kind(error) in SUSPECT
+        if is_suspect and self._dialect.driver_error(error) and self._is_any_writable(chunk):
+            self._of_rows.add(self._dialect.error_code(error))
+
+    def _is_any_writable(self, chunk: Chunk) -> bool:
+        """Whether a part of a refused chunk can be written."""
+        whole = self._with_page(chunk)
+        trials, refused = 0, [whole]
+        while refused and trials < _MOST_TRIALS:
+            part = refused.pop()
+            if part.page is None or len(part.page) < 2:
+                continue
+            halves = part.halves()
+            trials += len(halves)
+            if any(map(self._try_out, halves)):
+                return True
+            refused += reversed(halves)
+        return False
+
+    def _with_page(self, chunk: Chunk) -> Chunk:
+        if chunk.page is not None:
+            return chunk
+        with self._session.transaction(write=False) as connection:
+            return self._walk.whole_page(connection, chunk)
 
     def judged(self, chunk: Chunk, error: Exception) -> Exception:
         """Return an error as it is; RowsTooSlow, where these rows have met a time limit so often

@@ -10,6 +10,7 @@ from backfill.chunks import Chunk
 from backfill.dialects import ErrorKind, Limits
 from backfill.errors import InvalidTransition, LeaseLost
 from backfill.failures import describe
+from backfill.isolation import SUSPECT
 from backfill.keys import START
 from backfill.runs import Status
 from backfill.targets import check_key
@@ -86,8 +87,9 @@ class _Retry:
             return False
         except Exception as error:
             dialect = self.target.dialect
-            is_slow = dialect.error_kind(error) is ErrorKind.TOO_SLOW
-            if not is_slow and not is_about_a_row(error, dialect, computes=self.writer.computes):
+            # It stands alone already: what may be about a row is about this one.
+            may_be = dialect.error_kind(error) in (ErrorKind.TOO_SLOW, *SUSPECT)
+            if not may_be and not is_about_a_row(error, dialect, computes=self.writer.computes):
                 raise
             self.store.failed_again(failure, describe(error, dialect))
             return False

@@ -6,6 +6,7 @@ computes or looks around happens between two transactions.
 
 from __future__ import annotations
 
+import logging
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -46,11 +47,17 @@ if TYPE_CHECKING:
     from backfill.store import Store
     from backfill.targets import Target
 
+logger = logging.getLogger(__name__)
+
 _ROUNDS = 5
 """How often a chunk is computed again because the application keeps changing its rows."""
 _WATCH_SECONDS = 0.25
 _WORTH_TELLING = 4
 """Attempts at one chunk before anybody is told: a lock met once is everyday life."""
+
+
+class _Undone(Exception):
+    """Takes back what was written only to see whether it can be."""
 
 
 class Worker:
@@ -100,6 +107,7 @@ class Worker:
             self.session,
             self.hold,
             commit=self._commit_part,
+            try_out=self._can_write,
             quarantine=self._quarantine,
             retrying=self._retrying(),
         )
@@ -256,6 +264,8 @@ class Worker:
             return self._after_commit(*done)
         except Exception as found:
             error = found if chunk is None else self.isolation.judged(chunk, found)
+            if chunk is not None:
+                self.isolation.acquit_others(chunk, error)
             is_for_us = chunk is not None or self.writer.computes
             if not is_for_us or not self.isolation.is_about_a_row(error):
                 raise
@@ -359,6 +369,23 @@ class Worker:
             with self.session.transaction(write=False) as connection:
                 chunk = self.walk.whole_page(connection, chunk)
         return self._compute_and_commit(chunk)
+
+    def _can_write(self, chunk: Chunk) -> bool:
+        """Write a part, and take it back."""
+        try:
+            if self.writer.computes:
+                self.writer.forget()
+                self.writer.compute(chunk, self.hold.pulse)
+            with self.session.transaction() as connection:
+                if self.target.is_custom:
+                    chunk = self.walk.whole_page(connection, chunk)
+                self.writer.write(connection, chunk)
+                raise _Undone
+        except _Undone:
+            return True
+        except Exception as error:
+            logger.debug("a part cannot be written: %s", describe(error, self.dialect))
+            return False
 
     def _quarantine(self, chunk: Chunk, failure: Failure) -> int:
         """Quarantine a row, and pass over no other one that was inserted meanwhile."""

@@ -743,3 +743,95 @@ def test_apply_that_raises_leaves_nothing_half_done(engine: sa.Engine) -> None:
     assert read(engine, things, "n") == [1] * 30 + [0] * 71
     complete(engine, Raises, chunk_size=10)
     assert read(engine, things, "n") == [1] * 101
+
+
+# -- errors that seldom are about a row ----------------------------------------------------------
+
+ODD = -(2**63)
+RAISE = {
+    "postgresql": [
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        f" IF NEW.x = {ODD} THEN RAISE 'odd' USING ERRCODE = 'MY001'; END IF; RETURN NEW; END $$",
+        "CREATE TRIGGER refuse BEFORE UPDATE ON odd FOR EACH ROW EXECUTE FUNCTION refuse()",
+    ],
+    "mysql": [
+        f"CREATE TRIGGER refuse BEFORE UPDATE ON odd FOR EACH ROW IF NEW.x = {ODD} THEN"
+        " SIGNAL SQLSTATE '45000' SET MYSQL_ERRNO = 31999; END IF"
+    ],
+    "sqlite": [
+        f"CREATE TRIGGER refuse BEFORE UPDATE ON odd WHEN NEW.x = {ODD} BEGIN"
+        " SELECT json_extract('[]', 'odd'); END"
+    ],
+}
+
+
+class OddInSql(Backfill):
+    name = "odd"
+    revision = "x"
+    table = "odd"
+    where = "n = 0"
+    values = {"n": "1"}  # noqa: RUF012
+
+
+class OddInPython(Backfill):
+    name = "odd"
+    revision = "x"
+    table = "odd"
+    where = "n = 0"
+    reads = ("x",)
+    writes = ("n",)
+
+    def transform(self, row: Any) -> Any:
+        return {"n": 1}
+
+
+class OddInApply(Backfill):
+    name = "odd"
+    revision = "x"
+    table = "odd"
+    where = "n = 0"
+
+    def apply(self, connection: sa.Connection, chunk: Any) -> Any:
+        return connection.execute(chunk.update().values(n=1)).rowcount
+
+
+def make_odd(engine: sa.Engine, odd: Sequence[int], rows: int = 40) -> sa.Table:
+    table = make(
+        engine,
+        "odd",
+        sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("x", sa.BigInteger),
+        sa.Column("n", sa.Integer),
+        rows=[{"id": i, "x": ODD if i in odd else i, "n": 0} for i in range(rows)],
+    )
+    dialect = "mysql" if engine.dialect.name == "mariadb" else engine.dialect.name
+    with engine.begin() as connection:
+        for statement in RAISE[dialect]:
+            connection.exec_driver_sql(statement.replace("%", "%%"))
+    return table
+
+
+@pytest.mark.parametrize("declaration", [OddInSql, OddInPython, OddInApply])
+@pytest.mark.parametrize("odd", [[0], [17], [38, 39], [i for i in range(40) if i % 2]])
+def test_odd_error_is_a_rows_where_others_can_be_written(
+    engine: sa.Engine, declaration: type[Backfill], odd: list[int]
+) -> None:
+    """A code that nobody knows stops all, unless rows beside it show that it is about one."""
+    table = make_odd(engine, odd)
+    ran = run(engine, declaration)
+    assert ran.outcome is Outcome.QUARANTINED, ran.result.text
+    written = {key for key, n in read(engine, table, "id", "n") if n == 1}
+    assert written == set(range(40)) - set(odd)
+    assert [found["key"] for found in failures(engine, declaration)] == [[i] for i in odd]
+    assert retry(engine, declaration) == (0, len(odd))
+
+
+@pytest.mark.parametrize("declaration", [OddInSql, OddInPython, OddInApply])
+def test_odd_error_of_every_row_stops_the_run(
+    engine: sa.Engine, declaration: type[Backfill]
+) -> None:
+    table = make_odd(engine, range(40))
+    ran = run(engine, declaration)
+    assert ran.outcome is Outcome.FAILED
+    assert {n for _, n in read(engine, table, "id", "n")} == {0}
+    assert failures(engine, declaration) == []

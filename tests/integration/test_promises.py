@@ -10,6 +10,8 @@ import threading
 import time
 from collections import Counter
 from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
+from datetime import time as clock_time
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
@@ -19,6 +21,7 @@ from backfill import Backfill, budget, proof, proving, quarantine, settings, tra
 from backfill.budget import Budget
 from backfill.dialects import dialect_for
 from backfill.dialects.readers import Reader, Readers
+from backfill.errors import DeclarationError
 from backfill.isolation import Isolation
 from backfill.runs import Outcome, Status
 from backfill.speed.pacing import Pace
@@ -519,3 +522,52 @@ def test_apply_that_returns_no_number_of_rows_changes_nothing(
     assert ran.outcome is Outcome.FAILED
     assert "apply() must return how many rows it changed" in ran.result.text
     assert set(column(engine, "m").values()) == {None}
+
+
+@pytest.mark.requires("zoned_times")
+def test_offset_of_a_moment_is_not_dropped(engine: sa.Engine) -> None:
+    """A column without a zone takes what a plain INSERT of the value would give it."""
+    moments = sa.Table(
+        "moments",
+        sa.MetaData(),
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("at", sa.DateTime),
+        sa.Column("o_clock", sa.Time),
+    )
+    moments.create(engine)
+    far = timezone(timedelta(hours=5))
+    values = {
+        "at": datetime(2020, 1, 1, 1, 2, 3, tzinfo=far),
+        "o_clock": clock_time(1, 2, 3, tzinfo=far),
+    }
+    with engine.begin() as connection:
+        connection.execute(moments.insert(), [{"id": 1, **values}])
+        connection.execute(moments.insert(), [{"id": i} for i in range(2, 9)])
+
+    class Fill(Backfill):
+        revision = "x"
+        table = "moments"
+        reads = ["id"]
+        writes = ["at", "o_clock"]
+
+        def transform(self, row: Any) -> Any:
+            return dict(values)
+
+    complete(engine, Fill)
+    with engine.connect() as connection:
+        written = connection.execute(sa.select(moments.c.at, moments.c.o_clock).distinct()).all()
+    assert len(written) == 1
+
+
+@pytest.mark.requires("custom_types")
+def test_key_whose_text_is_in_another_order_is_refused(engine: sa.Engine) -> None:
+    with engine.begin() as connection:
+        connection.exec_driver_sql('CREATE TABLE letters (k "char" PRIMARY KEY, n int)')
+
+    class Fill(Backfill):
+        revision = "x"
+        table = "letters"
+        values = {"n": "1"}
+
+    with pytest.raises(DeclarationError, match=r"'k' of type .*do not keep an exact order"):
+        bound(engine, Fill)
