@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -19,11 +18,10 @@ from backfill.errors import BackfillError
 from backfill.failures import describe
 from backfill.proof import first_rows
 from backfill.runs import Status
+from backfill.savepoints import savepoint
 from backfill.targets import bind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from backfill.declaration import Backfill
 
 logger = logging.getLogger(__name__)
@@ -100,7 +98,7 @@ def _answer(
     schema = state_schema or settings.from_environment().get("state_schema")
     try:
         store.keep_in(connection, schema)
-        with _unharmed(connection):
+        with savepoint(connection):
             return _is_complete(connection, name, declaration)
     except (BackfillError, sa.exc.DBAPIError) as error:
         if getattr(error, "connection_invalidated", False):
@@ -113,16 +111,6 @@ def _shown(error: Exception, connection: sa.Connection) -> str:
     if isinstance(error, BackfillError):
         return str(error)
     return describe(error, dialect_for(connection.engine))
-
-
-@contextmanager
-def _unharmed(connection: sa.Connection) -> Iterator[None]:
-    """Keep an error of ours from ending the caller's transaction, as PostgreSQL would."""
-    if connection._is_autocommit_isolation():
-        yield
-        return
-    with connection.begin_nested():
-        yield
 
 
 def _is_complete(connection: sa.Connection, name: str, declaration: type[Backfill] | None) -> bool:

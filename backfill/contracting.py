@@ -62,6 +62,8 @@ class _OnColumn(MigrateOperation):
             lost = columns.lost(connection, place)
             if lost:
                 _lock(context, columns, self)
+            for statement in columns.leftovers(connection, place):
+                operations.execute(_literally(statement))
         with operations.batch_alter_table(self.table_name, schema=self.schema) as batch:
             batch.alter_column(self.column_name, existing_type=self.existing_type, **changes)
         for statement in lost:

@@ -21,6 +21,7 @@ from backfill.configuration import state_schema
 from backfill.dialects import ErrorKind, dialect_for
 from backfill.errors import BackfillError, ConfigurationError, RunFailed
 from backfill.project import version_table
+from backfill.savepoints import savepoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,7 +72,7 @@ def _look(act: Callable[[sa.Connection, Dialect, str, str], None], revision: str
         return  # a database on which nothing of ours was ever run
     store.keep_in(connection, state_schema(context.config))
     try:
-        with connection.begin_nested():
+        with savepoint(connection):
             if store.exists(connection):
                 act(connection, dialect, revision, version_table(context))
     except BackfillError as error:

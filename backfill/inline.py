@@ -19,6 +19,7 @@ from backfill.failures import describe
 from backfill.keys import START
 from backfill.proof import incomplete_reason
 from backfill.runs import NewRun, Status
+from backfill.savepoints import is_in_transactions, savepoint
 from backfill.targets import check_key
 from backfill.trail import Stretch
 from backfill.walk import Walk, last_key
@@ -43,7 +44,7 @@ def record(connection: sa.Connection, target: Target, how: Settings, version_tab
     columns a later revision drops would be incomplete for ever.
     """
     store.ensure_here(connection)  # first: on MariaDB it commits
-    with connection.begin_nested():
+    with savepoint(connection):
         run = store.current(connection, target.declaration.name)
         if run is None or run.status is Status.STALE:
             run = _begin(connection, target, how, run, version_table)
@@ -56,6 +57,11 @@ def complete(connection: sa.Connection, target: Target, how: Settings, version_t
     `how.inline_rows` is the most that it may be. Raises RunFailed where it is more, where a row
     cannot be written, or a person has stopped the run; LeaseHeld where somebody works on it.
     """
+    if not is_in_transactions(connection):
+        raise RunFailed(
+            "it cannot be completed inline: env.py's connection is AUTOCOMMIT, where rows and their"
+            " record are not one transaction"
+        )
     store.ensure_here(connection)  # first: on MariaDB it commits
     try:
         with connection.begin_nested(), target.dialect.borrowing(connection):

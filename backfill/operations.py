@@ -221,7 +221,7 @@ def _keep_earlier_revisions(context: MigrationContext, stands: placement.Placeme
         return _move_to_top(stands, is_undone=context.impl.transactional_ddl)
     if context._in_external_transaction:
         is_undone = context.impl.transactional_ddl
-        return _upgrade_first(stands) if is_undone and stands is not None else ""
+        return _upgrade_first(stands, is_undone=is_undone) if stands is not None else ""
     if context._transaction is not None:
         with context.autocommit_block():
             pass
@@ -241,14 +241,20 @@ def _move_to_top(stands: placement.Placement, *, is_undone: bool) -> str:
     )
 
 
-def _upgrade_first(stands: placement.Placement) -> str:
+def _upgrade_first(stands: placement.Placement, *, is_undone: bool) -> str:
     """Only env.py could commit the revisions before."""
     if stands.down_revision is None:
         return ""
+    begun = " Besides, env.py has begun the transaction itself, so"
+    if is_undone:
+        return (
+            f"{begun} the revisions before {stands.revision} are rolled back with it, if this"
+            f" upgrade applied any: `alembic upgrade {stands.down_revision}` first."
+        )
     return (
-        " Besides, env.py has begun the transaction itself, so the revisions before"
-        f" {stands.revision} are rolled back with it, if this upgrade applied any: `alembic"
-        f" upgrade {stands.down_revision}` first."
+        f"{begun} that the revisions before {stands.revision} are applied may not be recorded,"
+        " though this database keeps their tables: where `alembic current` says so, see what is"
+        f" there, then `alembic stamp {stands.down_revision}`."
     )
 
 

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from alembic.operations import ops
 
 from backfill.contracting import SetNotNull
-from backfill.steps import is_instant, keeps_values
+from backfill.steps import keeps_values
 
 if TYPE_CHECKING:
     from backfill.steps import Fill
@@ -27,7 +27,9 @@ class Retyping:
     def is_needed(self) -> bool:
         """Whether the type changes, and one ALTER TABLE would touch the rows."""
         old, new = self.operation.existing_type, self.operation.modify_type
-        return old is not None and new is not None and not is_instant(old, new)
+        if old is None or new is None:
+            return False
+        return not self.changes.facts.is_instant(old, new)
 
     @property
     def name(self) -> str:
@@ -46,7 +48,7 @@ class Retyping:
             changes.contract.hints.append(
                 f"{changes.table}.{self.name}: the change of its type is left to one ALTER TABLE,"
                 " which may rewrite the table under a lock: keys, indexes, constraints or defaults"
-                " use it."
+                f" use it, or there is a column {self.other} already."
             )
             return None
         self._add()
@@ -61,6 +63,9 @@ class Retyping:
         return (
             not has_default
             and not any(isinstance(kind, sa.types.SchemaType) for kind in kinds)
+            and not self.changes.facts.has_column(
+                self.changes.table, self.changes.schema, self.other
+            )
             and self.changes.facts.is_plain(self.changes.table, self.changes.schema, self.name)
         )
 

@@ -22,7 +22,7 @@ from backfill.discovery import files
 from backfill.errors import BackfillError, ConfigurationError
 from backfill.project import database_name, kept_loggers
 from backfill.splitting import Splitter
-from backfill.steps import Contract, Facts, Rename
+from backfill.steps import Contract, Facts, Rename, is_instant
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -259,12 +259,23 @@ def _facts(context: MigrationContext) -> Facts:
     def converted(value: str, kind: Any) -> str:
         return columns.converted(value, kind.compile(dialect=context.dialect))
 
+    def literally(clause: Any) -> str:
+        plain = type(context.dialect)(paramstyle="named")  # type: ignore[call-arg]  # doubles no %
+        return str(clause.compile(dialect=plain, compile_kwargs={"literal_binds": True}))
+
+    def has_column(table: str, schema: str | None, column: str) -> bool:
+        found = sa.inspect(connection).get_columns(table, schema)
+        return column in {one["name"] for one in found}
+
     return Facts(
         context.dialect.identifier_preparer.quote,
+        literally,
         lambda default: columns.is_volatile(connection, default),
         converted,
         lambda *place: _is_key(sa.inspect(connection), *place),
         is_plain,
+        has_column,
+        lambda old, new: is_instant(old, new) and columns.widens_in_place(old, new),
         has_sync,
         database_name(context),
     )

@@ -17,7 +17,7 @@ from backfill.contracting import DropNotNull, ReplaceColumns
 from backfill.errors import ConfigurationError
 from backfill.operations import StopBackfillSync
 from backfill.retyping import Retyping
-from backfill.steps import Contract, Facts, Fill, Rename
+from backfill.steps import Contract, Facts, Fill, Rename, fits
 from backfill.table_changes import NameFor, TableChanges
 
 if TYPE_CHECKING:
@@ -95,7 +95,13 @@ class _Table:
                 f"--rename {rename}: {new.name} has a server default, which would be in all rows at"
                 " once, and hide those that are still to be copied. Give it in a later revision."
             )
-        is_certain = new.nullable or not old.nullable
+        does_fit = fits(old.type, new.type)
+        is_certain = does_fit and (new.nullable or not old.nullable)
+        value = quote(rename.old)
+        hint = f"For example coalesce({value}, …): some rows have no value there."
+        if not does_fit:
+            value = self._facts.converted(value, new.type)
+            hint = f"For example {value}, if it fits all values there are: the type is another one."
         where = f"{quote(rename.new)} IS NULL"
         self._renamed |= {rename.old, rename.new}
         self.changes.put(added, _without_demands(added))
@@ -104,7 +110,7 @@ class _Table:
             value=quote(rename.old) if is_certain else None,
             not_null_type=None if new.nullable else new.type,
             where=f"{where} AND {quote(rename.old)} IS NOT NULL" if is_certain else where,
-            hint=f"For example coalesce({quote(rename.old)}, …): some rows have no value there.",
+            hint=hint,
             sync=self._facts.has_sync and is_certain,
         )
         new_sql, old_sql = quote(rename.new), quote(rename.old)
@@ -123,7 +129,7 @@ class _Table:
             return
         if column.computed is not None or column.identity is not None:
             return
-        default = _expression(column.server_default)
+        default = self._expression(column.server_default)
         if column.server_default is not None:
             if default is None or not self._facts.is_volatile(default):
                 return
@@ -132,6 +138,12 @@ class _Table:
         self.changes.fill(
             column.name, value=default, not_null_type=column.type, hint=_model_default(column)
         )
+
+    def _expression(self, default: Any) -> str | None:
+        """Return a server default that is SQL; None if it is a constant, or there is none."""
+        given = getattr(default, "arg", None)
+        is_sql = given is not None and not isinstance(given, str)
+        return self._facts.literally(given) if is_sql else None
 
     def alter(self, operation: ops.AlterColumnOp) -> None:
         """Take apart a column that becomes NOT NULL, or gets another type."""
@@ -226,12 +238,6 @@ def _default_for_new_rows(operation: ops.AddColumnOp) -> ops.AlterColumnOp:
 
 def _is_empty(operation: MigrateOperation) -> bool:
     return isinstance(operation, ops.ModifyTableOps) and not operation.ops
-
-
-def _expression(default: Any) -> str | None:
-    """Return a server default that is SQL; None if it is a constant, or there is none."""
-    given = getattr(default, "arg", None)
-    return None if given is None or isinstance(given, str) else str(given)
 
 
 def _model_default(column: sa.Column[Any]) -> str:

@@ -67,6 +67,8 @@ class Facts:
     """What is asked of the database whose models were compared."""
 
     quote: Callable[[str], str]
+    literally: Callable[[Any], str]
+    """An expression as SQL, with its values inside."""
     is_volatile: Callable[[str], bool]
     """Whether adding a column with this server default would compute it for each row."""
     converted: Callable[[str, Any], str]
@@ -75,6 +77,9 @@ class Facts:
     """Whether a column belongs to a table's primary key, which no row is without."""
     is_plain: Callable[[str, str | None, str], bool]
     """Whether no key, index or constraint knows a table's column."""
+    has_column: Callable[[str, str | None, str], bool]
+    is_instant: Callable[[Any, Any], bool]
+    """Whether a change of type does not touch the rows there."""
     has_sync: bool
     database: str
     """What env.py calls it, where it migrates several."""
@@ -105,12 +110,33 @@ def is_instant(old: Any, new: Any) -> bool:
     with more digits before the point."""
     if isinstance(old, sa.types.SchemaType) or isinstance(new, sa.types.SchemaType):
         return False
+    if isinstance(old, sa.CHAR) or isinstance(new, sa.CHAR):
+        return False  # it is padded
     if isinstance(old, sa.String) and isinstance(new, sa.String):
         return new.length is None or (old.length is not None and new.length >= old.length)
     if type(old) is type(new) and isinstance(old, sa.Numeric) and isinstance(new, sa.Numeric):
         digits = (old.precision or 0, new.precision or 0)
         return old.scale == new.scale and (new.precision is None or 0 < digits[0] <= digits[1])
     return False
+
+
+def fits(old: Any, new: Any) -> bool:
+    """Whether any value of one type is one of the other as it is."""
+    if is_instant(old, new) or keeps_values(old, new):
+        return True
+    if old._type_affinity is not new._type_affinity:
+        return False
+    if isinstance(old, sa.Enum) and isinstance(new, sa.Enum):
+        return set(old.enums) <= set(new.enums)
+    if isinstance(old, sa.Integer):
+        return _width(old) <= _width(new)
+    return not isinstance(old, sa.String) or (old.length, type(old)) == (new.length, type(new))
+
+
+def _width(kind: sa.Integer) -> int:
+    if isinstance(kind, sa.SmallInteger):
+        return 1
+    return 3 if isinstance(kind, sa.BigInteger) else 2
 
 
 def keeps_values(old: Any, new: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -55,6 +55,10 @@ class Columns:
         rewrites the table under a lock."""
         return False
 
+    def widens_in_place(self, old: Any, new: Any) -> bool:
+        """Whether text or decimals that may be longer need no other form than they have."""
+        return True
+
     def has_dependents(self, connection: sa.Connection, place: Place) -> bool:
         """Whether something that no inspection tells of depends on the column."""
         return False
@@ -83,6 +87,10 @@ class Columns:
         """Return SQL that makes a value one of another type; most databases do when it is
         written."""
         return value
+
+    def leftovers(self, connection: sa.Connection, place: Place) -> list[str]:
+        """Return the statements that remove what a plain ALTER TABLE left when it was killed."""
+        return []
 
     def lost(self, connection: sa.Connection, place: Place) -> list[str]:
         """Return the statements that make again what a plain ALTER TABLE loses."""

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
 
 from backfill.dialects.columns import Columns, Place, Step, exchange
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import sqlalchemy as sa
+
+_ONE_BYTE = 255
+_MOST_BYTES = 4
+"""Of a character, in utf8mb4."""
+_VOLATILE = ("uuid", "uuid_short", "uuid_v4", "uuid_v7", "sys_guid", "rand", "random_bytes")
+"""Functions that give each row another value."""
 
 
 class MySQLColumns(Columns):
@@ -22,6 +29,18 @@ class MySQLColumns(Columns):
     def nullable(self, connection: sa.Connection | None, place: Place) -> list[Step] | None:
         """Return the same way back."""
         return self._modified(connection, place, "NULL")
+
+    def is_volatile(self, connection: sa.Connection, default: str) -> bool:
+        return any(re.search(rf"\b{name}\s*\(", default, re.IGNORECASE) for name in _VOLATILE)
+
+    def widens_in_place(self, old: Any, new: Any) -> bool:
+        """A VARCHAR's length takes one byte up to 255 bytes, and two beyond; TEXT is another type,
+        and DECIMAL is stored by its digits (manual, 17.12.1)."""
+        if not isinstance(old, sa.VARCHAR) or not isinstance(new, sa.String):
+            return False
+        if isinstance(new, sa.Text) or new.length is None or old.length is None:
+            return False
+        return new.length * _MOST_BYTES <= _ONE_BYTE or old.length > _ONE_BYTE
 
     def _modified(
         self, connection: sa.Connection | None, place: Place, how: str

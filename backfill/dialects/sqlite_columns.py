@@ -21,6 +21,15 @@ class SQLiteColumns(Columns):
         query = f"SELECT sql FROM {master} WHERE type = 'trigger' AND tbl_name = :table"
         return list(connection.scalars(sa.text(query), {"table": place.table}))
 
+    def leftovers(self, connection: sa.Connection, place: Place) -> list[str]:
+        """The copy that Alembic had begun; where the old table is gone it is the only one."""
+        copied = f"_alembic_tmp_{place.table}"
+        known = sa.inspect(connection).get_table_names(place.schema)
+        if not {copied, place.table} <= set(known):
+            return []
+        table = sa.table(copied, schema=place.schema)
+        return [f"DROP TABLE {place.preparer.format_table(table)}"]
+
     def refusal(self, connection: sa.Connection, place: Place) -> str | None:
         """Dropping the old table deletes its rows, and ON DELETE CASCADE follows, into its copy as
         well."""

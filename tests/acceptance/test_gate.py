@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 import sqlalchemy as sa
 
+from tests.acceptance.shapes import edit_env
+
 if TYPE_CHECKING:
     from pathlib import Path
     from subprocess import CompletedProcess
@@ -101,6 +103,20 @@ def test_gate_passes_on_an_empty_database(project: AlembicProject, declaration: 
     declare(project, items=CREATE_ITEMS, declaration=declaration)
     project.alembic("upgrade", "head")
     assert current(project) == "c3"
+
+
+def test_gate_on_a_connection_without_transactions(project: AlembicProject) -> None:
+    """There is no savepoint under AUTOCOMMIT."""
+    declare(project)
+    edit_env(
+        project,
+        ("poolclass=pool.NullPool,", "poolclass=pool.NullPool, isolation_level='AUTOCOMMIT',"),
+    )
+    assert_refused(project.alembic("upgrade", "head", check=False))
+    assert project.backfill("run").returncode == 0
+    project.alembic("upgrade", "head")
+    assert current(project) == "c3"
+    project.alembic("downgrade", "a1")
 
 
 def test_gate_that_found_nothing_is_remembered(project: AlembicProject, engine: sa.Engine) -> None:

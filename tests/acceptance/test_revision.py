@@ -547,3 +547,62 @@ def test_copy_of_a_table_that_refers_to_itself_keeps_its_rows(tmp_path: Path) ->
     assert "'nodes' refers to it" in refused.stderr
     with sa.create_engine(url).connect() as connection:
         assert connection.exec_driver_sql("SELECT count(*) FROM nodes").scalar() == 3
+
+
+def test_copy_that_was_killed_is_in_nobodys_way(sqlite: AlembicProject) -> None:
+    nick_is_to_be_required(sqlite)
+    url = sqlite_url(sqlite)
+    with sa.create_engine(url).begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE _alembic_tmp_users (id INTEGER)")
+    succeeds(sqlite.backfill("upgrade"))
+    assert "nick" in required(sa.create_engine(url))
+    assert len(rows_of(sa.create_engine(url), "id")) == ROWS
+
+
+def sqlite_url(project: AlembicProject) -> str:
+    return f"sqlite:///{project.directory.parent / 'test.sqlite3'}"
+
+
+def test_rename_that_changes_the_type_is_left_to_a_person(sqlite: AlembicProject) -> None:
+    set_models(sqlite, BEFORE.replace('"code", sa.String(9)', '"number", sa.Integer'))
+    succeeds(
+        sqlite.backfill(
+            "revision", "--autogenerate", "-m", "number", "--rename", "users.code:number"
+        )
+    )
+    (path,) = classes(sqlite)
+    assert 'values = {"number": ...}' in path.read_text()
+    assert "the type is another one" in path.read_text()
+
+
+def test_type_is_not_changed_by_way_of_a_column_that_is_there(sqlite: AlembicProject) -> None:
+    taken = '    sa.Column("age_new", sa.Integer),\n'
+    with sa.create_engine(sqlite_url(sqlite)).begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE users ADD age_new INTEGER")
+    set_models(sqlite, BEFORE.replace("sa.Integer", "sa.BigInteger") + taken)
+    done = sqlite.backfill("revision", "--autogenerate", "-m", "age")
+    succeeds(done)
+    assert "there is a column age_new already" in done.stderr
+    assert not classes(sqlite)
+
+
+@pytest.mark.requires("transactional_ddl")
+@pytest.mark.parametrize(
+    ("default", "sql"),
+    [
+        ("sa.Sequence('numbers').next_value()", "nextval('numbers')"),
+        ("sa.func.concat('u-', sa.func.random())", "concat('u-', random())"),
+    ],
+)
+def test_default_that_is_another_for_each_row_is_filled_in(
+    shop: AlembicProject, engine: sa.Engine, default: str, sql: str
+) -> None:
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE SEQUENCE numbers")
+    column = f'    sa.Column("mark", sa.String(40), nullable=False, server_default={default}),\n'
+    set_models(shop, BEFORE + column)
+    succeeds(shop.backfill("revision", "--autogenerate", "-m", "mark"))
+    (path,) = classes(shop)
+    assert sql in path.read_text()
+    succeeds(shop.backfill("upgrade"))
+    assert len(set(rows_of(engine, "mark"))) == ROWS

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -835,3 +837,20 @@ def test_odd_error_of_every_row_stops_the_run(
     assert ran.outcome is Outcome.FAILED
     assert {n for _, n in read(engine, table, "id", "n")} == {0}
     assert failures(engine, declaration) == []
+
+
+@pytest.mark.requires("nan")
+def test_driver_tells_no_value_of_a_row_that_it_sends_by_itself(
+    engine: sa.Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """psycopg logs what ends its pipeline, with the server's words."""
+    table = make_odd(engine, [])
+
+    class NoNumber(OddInPython):
+        def transform(self, row: Any) -> Any:
+            return {"n": Decimal("NaN") if row.x == 7 else Decimal(1)}
+
+    ran = run(engine, NoNumber)
+    assert ran.outcome is Outcome.QUARANTINED, ran.result.text
+    assert sum(n for (n,) in read(engine, table, "n")) == 39
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from backfill.dialects import Dialect, ErrorKind, Limits, dialect_for
 from backfill.dialects.mysql import MariaDB, MySQL
-from backfill.dialects.mysql_columns import decided
+from backfill.dialects.mysql_columns import MariaDBColumns, decided
 from backfill.dialects.postgresql import PostgreSQL
 from backfill.dialects.sqlite import SQLite
 from backfill.errors import ConfigurationError
@@ -444,3 +444,18 @@ def test_sqlite_keeps_the_write_ahead_log(tmp_path: Path) -> None:
         connection.exec_driver_sql("CREATE TABLE t (a)")
     with engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "is_in_place"),
+    [
+        (sa.VARCHAR(50), sa.String(60), True),
+        (sa.VARCHAR(50), sa.String(300), False),
+        (sa.VARCHAR(300), sa.String(400), True),
+        (sa.VARCHAR(50), sa.Text(), False),
+        (sa.Text(), sa.Text(), False),
+        (sa.Numeric(10, 2), sa.Numeric(12, 2), False),
+    ],
+)
+def test_what_mariadb_widens_in_place(old: Any, new: Any, is_in_place: bool) -> None:
+    assert MariaDBColumns().widens_in_place(old, new) is is_in_place

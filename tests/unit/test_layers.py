@@ -68,7 +68,7 @@ LAYERS = [
     {"declaration", "pages"},
     {"keys", "runs", "tables", "dialects", "owners", "statements"},
     {"settings"},
-    {"errors", "kinds", "speed.throttles"},
+    {"errors", "kinds", "savepoints", "speed.throttles"},
     {
         *("speed.windows", "speed.steering", "speed.widths", "speed.readings", "speed"),
         *("speed.brink", "speed.overhead", "placement"),
