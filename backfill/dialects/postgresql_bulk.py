@@ -8,6 +8,7 @@ that costs it least.
 from __future__ import annotations
 
 import json
+import logging
 import struct
 import sys
 from array import array
@@ -367,6 +368,12 @@ _SENDERS: Mapping[str, Callable[[_Element, Sequence[Any]], Any]] = {
 }
 
 
+def _says_no_value(record: logging.LogRecord) -> bool:
+    """psycopg logs the server's words, which may hold a row's values, when an error ends its
+    pipeline; the error itself is raised besides."""
+    return not str(record.msg).startswith("error ignored")
+
+
 def prepare_driver(connection: sa.Connection) -> None:
     """Teach a connection of psycopg to send packed arrays, and to read `xmin` as the number that
     it sends back."""
@@ -376,6 +383,7 @@ def prepare_driver(connection: sa.Connection) -> None:
     from psycopg.pq import Format
     from psycopg.types.numeric import IntLoader
 
+    logging.getLogger("psycopg").addFilter(_says_no_value)  # the same one is added once
     driver: Any = connection.connection.dbapi_connection
     connection.info[_TAKES_PACKED] = driver.info.encoding == "utf-8"
     driver.adapters.register_loader(_XID.oid, IntLoader)
