@@ -328,6 +328,7 @@ class RowsWriter(Writer):
     def _one_group(self, page: Page, outputs: Sequence[Mapping[str, Any]]) -> list[_Group]:
         """All rows write the same columns, as they mostly do."""
         self._check(outputs[0])
+        self._check_no_sql(outputs[0])
         columns = tuple(outputs[0])
         return [(columns, page, outputs)] if columns else []
 
@@ -342,6 +343,14 @@ class RowsWriter(Writer):
                 f"{self.declaration.name}: transform returned {self._unknown(output)}, which"
                 " `writes` does not name. Add it there, or drop it."
             )
+
+    def _check_no_sql(self, output: Mapping[str, Any]) -> None:
+        for column, value in output.items():
+            if isinstance(value, sa.ClauseElement):
+                raise DeclarationError(
+                    f"{self.declaration.name}: transform returned SQL for {column!r}. Compute the"
+                    " value in Python, or say it in `values`, which the database computes."
+                )
 
     def _unknown(self, output: Mapping[str, Any]) -> str:
         """Name what looks like a column; what else is there may be a row's value."""

@@ -606,3 +606,27 @@ def test_default_that_is_another_for_each_row_is_filled_in(
     assert sql in path.read_text()
     succeeds(shop.backfill("upgrade"))
     assert len(set(rows_of(engine, "mark"))) == ROWS
+
+
+def test_copy_keeps_indexes_of_expressions(sqlite: AlembicProject) -> None:
+    nick_is_to_be_required(sqlite)
+    with sa.create_engine(sqlite_url(sqlite)).begin() as connection:
+        connection.exec_driver_sql("CREATE UNIQUE INDEX lower_code ON users (lower(code))")
+    succeeds(sqlite.backfill("upgrade"))
+    with sa.create_engine(sqlite_url(sqlite)).connect() as connection:
+        found = connection.exec_driver_sql("SELECT sql FROM sqlite_master WHERE name='lower_code'")
+        assert "lower(code)" in found.scalar_one()
+
+
+@pytest.mark.parametrize("told", ["id INTEGER PRIMARY KEY AUTOINCREMENT", "c TEXT COLLATE NOCASE"])
+def test_copy_that_would_forget_something_is_refused(tmp_path: Path, told: str) -> None:
+    url = f"sqlite:///{tmp_path / 'test.sqlite3'}"
+    project = AlembicProject.create(tmp_path / "project", url)
+    made = f'def upgrade():\n    op.execute("CREATE TABLE notes ({told}, name TEXT)")\n'
+    project.revision("a1", body=made)
+    change = 'op.set_not_null("notes", "name", existing_type=sa.Text())'
+    project.revision("b2", down="a1", body=f"import backfill\n\ndef upgrade():\n    {change}\n")
+    refused = project.alembic("upgrade", "head", check=False)
+    assert refused.returncode != 0
+    assert "the copy would lose" in refused.stderr
+    assert told.split()[-1] in refused.stderr

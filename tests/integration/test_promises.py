@@ -571,3 +571,39 @@ def test_key_whose_text_is_in_another_order_is_refused(engine: sa.Engine) -> Non
 
     with pytest.raises(DeclarationError, match=r"'k' of type .*do not keep an exact order"):
         bound(engine, Fill)
+
+
+def test_transform_that_returns_sql_is_a_declaration_that_is_wrong(engine: sa.Engine) -> None:
+    put(engine, *((i, i, None) for i in range(1, 9)))
+
+    class ReturnsSql(Backfill):
+        revision = "x"
+        table = "things"
+        reads = ["n"]
+        writes = ["m"]
+
+        def transform(self, row: Any) -> Any:
+            return {"m": sa.func.length("abc")}
+
+    ran = run(engine, ReturnsSql)
+    assert ran.outcome is Outcome.FAILED
+    assert "transform returned SQL for 'm'" in ran.result.text
+
+
+@pytest.mark.requires("custom_types")
+def test_key_that_python_cannot_hold_fails_its_own_run_alone(engine: sa.Engine) -> None:
+    moments = sa.Table("at_moments", sa.MetaData(), sa.Column("at", sa.DateTime, primary_key=True))
+    moments.append_column(sa.Column("n", sa.Integer))
+    moments.create(engine)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("INSERT INTO at_moments VALUES ('infinity')")
+
+    class Fill(Backfill):
+        revision = "x"
+        table = "at_moments"
+        values = {"n": "1"}
+
+    ran = run(engine, Fill)
+    assert ran.outcome is Outcome.FAILED
+    assert "a key of at_moments cannot be read" in ran.result.text
+    assert "infinity" not in ran.result.text
