@@ -44,7 +44,8 @@ class Splitter:
                 self._split_table(_Table(changes))
         upgrade.ops += contract.relaxed
         synced = [StopBackfillSync(fill.name) for fill in contract.fills if fill.sync]
-        downgrade.ops[:0] = [*synced, *(one.reverse() for one in contract.relaxed)]
+        relaxed = [one.reverse() for one in contract.relaxed]
+        downgrade.ops[:0] = [*synced, *contract.copied_back, *relaxed]
         for container in (upgrade, downgrade):
             container.ops[:] = [one for one in container.ops if not _is_empty(one)]
         return contract
@@ -114,6 +115,14 @@ class _Table:
             sync=self._facts.has_sync and is_certain,
         )
         new_sql, old_sql = quote(rename.new), quote(rename.old)
+        if does_fit:
+            differs = f"({old_sql} IS NULL OR {old_sql} <> {new_sql})"
+            is_comparable = not isinstance(old.type, sa.JSON)
+            others = f" AND {differs}" if is_comparable else ""
+            back = f"SET {old_sql} = {new_sql} WHERE {new_sql} IS NOT NULL{others}"
+            self.changes.contract.copied_back.append(
+                ops.ExecuteSQLOp(f"UPDATE {self.changes.sql} {back}")
+            )
         self.changes.contract.downgrade.append(
             ops.ExecuteSQLOp(
                 f"UPDATE {self.changes.sql} SET {old_sql} = {new_sql}, {new_sql} = NULL"

@@ -94,6 +94,8 @@ class Contract:
     downgrade: list[MigrateOperation] = field(default_factory=list)
     relaxed: list[DropNotNull] = field(default_factory=list)
     """Part of the first revision: columns that go, and are not written any more until then."""
+    copied_back: list[MigrateOperation] = field(default_factory=list)
+    """Part of the first revision's downgrade: what new code has written into renamed columns."""
     hints: list[str] = field(default_factory=list)
 
     @property

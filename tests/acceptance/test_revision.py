@@ -630,3 +630,21 @@ def test_copy_that_would_forget_something_is_refused(tmp_path: Path, told: str) 
     assert refused.returncode != 0
     assert "the copy would lose" in refused.stderr
     assert told.split()[-1] in refused.stderr
+
+
+def test_what_new_code_wrote_into_a_renamed_column_survives_the_way_back(
+    shop: AlembicProject, engine: sa.Engine
+) -> None:
+    """Before the contract both columns are there, and the old one is demanded again."""
+    set_models(shop, BEFORE.replace('"name"', '"login"'))
+    renamed = ("--rename", "users.name:login")
+    succeeds(shop.backfill("revision", "--autogenerate", "-m", "login", *renamed))
+    succeeds(shop.backfill("upgrade", "+1"))
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE users SET login = 'changed' WHERE id = 2")
+        connection.exec_driver_sql("INSERT INTO users (id, login, age) VALUES (99, 'new', 9)")
+    engine.dispose()
+    shop.alembic("downgrade", "a1")
+    found = dict(rows_of(engine, "id", "name"))
+    assert (found[1], found[2], found[99]) == ("n1", "changed", "new")
+    assert "name" in required(engine)

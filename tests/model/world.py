@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 import sqlalchemy as sa
 
-from backfill import Backfill, owners, quarantine, runner, settings, tables
+from backfill import Backfill, opening, owners, proving, quarantine, runner, settings, tables
 from backfill.dialects import dialect_for
 from backfill.errors import InvalidTransition, LeaseLost
 from backfill.failures import describe
@@ -220,7 +220,8 @@ class World:
         self._end_of_hold: Callable[[], None] = lambda: None
         with ExitStack() as stack:
             stack.enter_context(patch.object(owners, "myself", OWNER.get))
-            stack.enter_context(patch.object(runner, "cut_table", self._cut))
+            for module in (opening, proving):
+                stack.enter_context(patch.object(module, "cut_table", self._cut))
             stack.enter_context(patch.object(runner, "describe", self._describe))
             if attentive:
                 stack.enter_context(patch.object(pacing, "LOOK_SECONDS", 0.0))
