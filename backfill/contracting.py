@@ -18,7 +18,7 @@ from alembic.util import CommandError
 
 from backfill.dialects import ErrorKind, Place, columns_of, dialect_for
 from backfill.dialects.triggers import Place as TriggerPlace
-from backfill.operations import IMPORT, REPLACED
+from backfill.operations import IMPORT, replaced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -255,7 +255,7 @@ def _drop_not_null(operations: Operations, operation: DropNotNull) -> None:
 def _set_not_null(operations: Operations, operation: SetNotNull) -> None:
     context = operations.migration_context
     connection = None if context.as_sql else context.connection
-    if connection is not None and _is_done(connection, operation):
+    if connection is not None and _is_done(context, operation):
         return
     columns, place = columns_of(context.dialect), operation.place(context)
     steps = columns.not_null(connection, place)
@@ -277,11 +277,13 @@ def _set_not_null(operations: Operations, operation: SetNotNull) -> None:
             raise
 
 
-def _is_done(connection: sa.Connection, operation: _OnColumn) -> bool:
+def _is_done(context: MigrationContext, operation: _OnColumn) -> bool:
     """Whether a run that was killed behind it has done it already."""
     place = (operation.schema, operation.table_name, operation.column_name)
-    if place in connection.info.get(REPLACED, ()):
+    if place in replaced.get(context, ()):
         return True
+    connection = context.connection
+    assert connection is not None
     found = sa.inspect(connection).get_columns(operation.table_name, operation.schema)
     return any(one["name"] == operation.column_name and not one["nullable"] for one in found)
 

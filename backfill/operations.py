@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from alembic import util
 from alembic.autogenerate import comparators, renderers
@@ -110,7 +111,7 @@ def _why_not(context: MigrationContext, operation: RequireBackfill) -> str | Non
     try:
         target = bind(declaration, dialect_for(connection.engine), connection)
     except DeclarationError:
-        if operation.keep_sync and _is_replaced(connection, declaration):
+        if operation.keep_sync and _is_replaced(context, declaration):
             return None
         raise
     reason = incomplete_reason(connection, target)
@@ -127,9 +128,10 @@ def _why_not(context: MigrationContext, operation: RequireBackfill) -> str | Non
     return _complete_inline(context, target, how)
 
 
-def _is_replaced(connection: Connection, declaration: type[Backfill]) -> bool:
+def _is_replaced(context: MigrationContext, declaration: type[Backfill]) -> bool:
     """Whether `op.replace_columns` has been here before it was interrupted: the backfill was
     complete, and the columns that it filled have other names by now, which is noted."""
+    connection = _connection(context)
     run = store.current(connection, declaration.name) if store.exists(connection) else None
     if run is None or run.status is not Status.SUCCEEDED:
         return False
@@ -140,12 +142,14 @@ def _is_replaced(connection: Connection, declaration: type[Backfill]) -> bool:
     written = {*declaration.writes, *values}
     if not written or not written.isdisjoint(columns):
         return False
-    connection.info.setdefault(REPLACED, set()).update((*where, column) for column in written)
+    replaced.setdefault(context, set()).update((*where, column) for column in written)
     return True
 
 
-REPLACED = "backfill_replaced"
-"""Key of a connection's info: schema, table and name of columns that have other names by now."""
+replaced: WeakKeyDictionary[MigrationContext, set[tuple[str | None, str, str]]]
+replaced = WeakKeyDictionary()
+"""Schema, table and name of columns that have other names by now, of each database that is being
+migrated."""
 _GATES = {True: "inline", False: "refuse"}
 
 
