@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import mysql
 
 from backfill.errors import ConfigurationError
 from backfill.operations import RequireBackfill
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from alembic.operations import MigrateOperation
 
     from backfill.contracting import DropNotNull
+
+
+_HEX_DIGITS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,16 +127,29 @@ def is_instant(old: Any, new: Any) -> bool:
 
 
 def fits(old: Any, new: Any) -> bool:
-    """Whether any value of one type is one of the other as it is."""
-    if is_instant(old, new) or keeps_values(old, new):
+    """Whether any value of one type is one of the other as it is: `old` as the database has it,
+    `new` as the models do."""
+    new = new.impl if isinstance(new, sa.types.TypeDecorator) else new
+    if is_instant(old, new) or keeps_values(old, new) or _is_kept_as(old, new):
         return True
-    if old._type_affinity is not new._type_affinity:
-        return False
     if isinstance(old, sa.Enum) and isinstance(new, sa.Enum):
         return set(old.enums) <= set(new.enums)
+    if old._type_affinity is not new._type_affinity:
+        return False
     if isinstance(old, sa.Integer):
         return _width(old) <= _width(new)
+    if isinstance(old, sa.Numeric) and not isinstance(old, sa.Float):
+        return (old.precision, old.scale) == (new.precision, new.scale)
     return not isinstance(old, sa.String) or (old.length, type(old)) == (new.length, type(new))
+
+
+def _is_kept_as(old: Any, new: Any) -> bool:
+    """Whether it is what SQLAlchemy makes of the other where the database has no such type."""
+    if isinstance(new, sa.Boolean):
+        return getattr(old, "display_width", None) == 1
+    if isinstance(new, sa.Uuid):
+        return isinstance(old, sa.CHAR) and old.length == _HEX_DIGITS
+    return isinstance(new, sa.JSON) and isinstance(old, mysql.LONGTEXT)
 
 
 def _width(kind: sa.Integer) -> int:
