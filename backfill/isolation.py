@@ -38,9 +38,9 @@ class Isolation:
 
     Parameters:
         commit: writes and commits a part of a chunk, and returns how many rows it changed.
-        try_out: whether a part can be written, which is undone.
+        try_out: writes a part and takes it back; False if its rows changed meanwhile.
         quarantine: records a failure instead, and moves the cursor behind the part's only row.
-        retrying: repeats one of both, with a patience of its own, while the database is in trouble.
+        retrying: repeats one of these, with patience of its own, while the database is in trouble.
     """
 
     def __init__(
@@ -92,27 +92,45 @@ class Isolation:
             return True
         return is_about_a_row(error, self._dialect, computes=self._computes)
 
-    def acquit_others(self, chunk: Chunk, error: Exception) -> None:
-        """Look whether an error that usually stops every row is about some of these: other rows
-        of the chunk can be written. Then errors with this code are."""
-        is_suspect = self._dialect.error_kind(error) in SUSPECT
-        if is_suspect and self._dialect.driver_error(error) and self._is_any_writable(chunk):
-            self._of_rows.add(self._dialect.error_code(error))
+    def ask_others(self, chunk: Chunk, error: Exception) -> None:
+        """Learn whether an error that usually stops every row is about some of these: it is where
+        others of the chunk can be written. Of one row alone nobody can tell."""
+        if not self._is_suspect(error):
+            return
+        chunk = self._with_page(chunk)
+        if chunk.page is None or len(chunk.page) < 2:
+            return
+        code = self._dialect.error_code(error)
+        if self._is_any_writable(chunk):
+            self._of_rows.add(code)
+        else:
+            self._of_rows.discard(code)
+
+    def _is_suspect(self, error: Exception) -> bool:
+        is_the_drivers = self._dialect.driver_error(error) is not None
+        return is_the_drivers and self._dialect.error_kind(error) in SUSPECT
 
     def _is_any_writable(self, chunk: Chunk) -> bool:
         """Whether a part of a refused chunk can be written."""
-        whole = self._with_page(chunk)
-        trials, refused = 0, [whole]
+        trials, refused = 0, [chunk]
         while refused and trials < _MOST_TRIALS:
             part = refused.pop()
             if part.page is None or len(part.page) < 2:
                 continue
             halves = part.halves()
             trials += len(halves)
-            if any(map(self._try_out, halves)):
+            if any(map(self._is_writable, halves)):
                 return True
             refused += reversed(halves)
         return False
+
+    def _is_writable(self, chunk: Chunk) -> bool:
+        try:
+            return self._retrying(self._try_out, chunk)
+        except Exception as error:
+            if not self._is_suspect(error) and not self.is_about_a_row(error):
+                raise
+            return False
 
     def _with_page(self, chunk: Chunk) -> Chunk:
         if chunk.page is not None:
@@ -138,6 +156,8 @@ class Isolation:
         try:
             return True, self._retrying(self._commit_once, chunk)
         except Exception as error:
+            if not self.is_about_a_row(error):
+                self.ask_others(chunk, error)
             if not self.is_about_a_row(error):
                 raise
             return False, self.isolate(chunk, error)

@@ -10,9 +10,10 @@ from sqlalchemy.exc import DBAPIError
 from backfill import sync
 from backfill.dialects import ErrorKind
 from backfill.dialects.readers import Readers
-from backfill.errors import DeclarationChanged
+from backfill.errors import DeclarationChanged, DeclarationError
+from backfill.failures import describe
 from backfill.proof import any_pending, incomplete_reason
-from backfill.ranges import check_whole, cut_range, cut_table, is_free
+from backfill.ranges import Bounds, check_whole, cut_range, cut_table, is_free
 from backfill.runs import NewRun, Run, Status
 from backfill.targets import check_key
 
@@ -129,7 +130,7 @@ class Opening:
         declaration = self._target.declaration
         with self._reads.transaction() as connection:
             estimate = self._target.dialect.row_estimate(connection, self._target.table)
-            bounds = cut_table(connection, self._target, estimate, self._settings.walkers)
+            bounds = self._cut(connection, estimate)
             horizon = self._target.dialect.horizon(connection) if waits else None
         new = NewRun(
             name=self._name,
@@ -143,6 +144,18 @@ class Opening:
             is_empty=not bounds,
         )
         return self._store.create(new, bounds)
+
+    def _cut(self, connection: sa.Connection, rows: int | None) -> Bounds:
+        dialect, table = self._target.dialect, self._target.table.fullname
+        try:
+            return cut_table(connection, self._target, rows, self._settings.walkers)
+        except DBAPIError as error:
+            if dialect.error_kind(error) is not ErrorKind.DATA:
+                raise
+            raise DeclarationError(
+                f"{self._name}: a key of {table} cannot be read: {describe(error, dialect)}. Name"
+                " other unique columns in `key`."
+            ) from error
 
     def _share(self, run: Run) -> None:
         """Cut free ranges of an interrupted run where there are fewer of them than workers."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -34,7 +33,7 @@ from backfill.errors import (
 from backfill.project import version_table
 from backfill.proof import incomplete_reason, offline_conditions
 from backfill.runs import Status
-from backfill.targets import bind
+from backfill.targets import bind, named_columns, place_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -135,14 +134,13 @@ def _is_replaced(context: MigrationContext, declaration: type[Backfill]) -> bool
     run = store.current(connection, declaration.name) if store.exists(connection) else None
     if run is None or run.status is not Status.SUCCEEDED:
         return False
-    schema, _, table = declaration.table.rpartition(".")
-    where = (declaration.schema or schema or None, table)
-    columns = {one["name"] for one in inspect(connection).get_columns(where[1], where[0])}
-    values = declaration.values if isinstance(declaration.values, Mapping) else {}
-    written = {*declaration.writes, *values}
+    inspector = inspect(connection)
+    schema, table = place_of(declaration, inspector)
+    columns = {one["name"] for one in inspector.get_columns(table, schema)}
+    written = set(named_columns(declaration))
     if not written or not written.isdisjoint(columns):
         return False
-    replaced.setdefault(context, set()).update((*where, column) for column in written)
+    replaced.setdefault(context, set()).update((schema, table, column) for column in written)
     return True
 
 

@@ -253,8 +253,8 @@ def _facts(context: MigrationContext) -> Facts:
 
     def is_plain(table: str, schema: str | None, column: str) -> bool:
         place = Place(table, column, schema, context.dialect.identifier_preparer)
-        is_known = not _is_plain(sa.inspect(connection), table, schema, column)
-        return not is_known and not columns.has_dependents(connection, place)
+        has_dependents = columns.has_dependents(connection, place)
+        return not has_dependents and _is_plain(sa.inspect(connection), table, schema, column)
 
     def converted(value: str, kind: Any) -> str:
         return columns.converted(value, kind.compile(dialect=context.dialect))

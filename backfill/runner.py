@@ -102,12 +102,6 @@ class Runner:
             except Stopped as stopped:  # while there was no run to work on yet
                 text = f"stopped: {self.budget.reason or stopped}"
                 return Result(Outcome.STOPPED, f"{text}; `backfill run {self.name}` goes on")
-            except DBAPIError as error:
-                dialect, table = self.target.dialect, self.target.table.fullname
-                if dialect.error_kind(error) is not ErrorKind.DATA:
-                    raise
-                what = f"a key of {table} cannot be read: {describe(error, dialect)}"
-                return Result(Outcome.FAILED, f"{what}. Name other unique columns in `key`")
 
     def _run(self, *, accept_change: bool, again: bool) -> Result:
         self._patiently(self.store.ensure)

@@ -85,7 +85,6 @@ class _Table:
 
     def rename(self, rename: Rename) -> None:
         """Copy the old column's values into the new one, and drop it behind the gate."""
-        quote = self._facts.quote
         dropped = self.changes.one(ops.DropColumnOp, lambda one: one.column_name == rename.old)
         added = self.changes.one(ops.AddColumnOp, lambda one: one.column.name == rename.new)
         if dropped is None or added is None:
@@ -96,38 +95,39 @@ class _Table:
                 f"--rename {rename}: {new.name} has a server default, which would be in all rows at"
                 " once, and hide those that are still to be copied. Give it in a later revision."
             )
-        does_fit = fits(old.type, new.type)
-        is_certain = does_fit and (new.nullable or not old.nullable)
-        value = quote(rename.old)
-        hint = f"For example coalesce({value}, …): some rows have no value there."
-        if not does_fit:
-            value = self._facts.converted(value, new.type)
-            hint = f"For example {value}, if it fits all values there are: the type is another one."
-        where = f"{quote(rename.new)} IS NULL"
         self._renamed |= {rename.old, rename.new}
         self.changes.put(added, _without_demands(added))
+        self._fill_renamed(old, new)
+        self._give_renamed_back(old, new)
+
+    def _fill_renamed(self, old: sa.Column[Any], new: sa.Column[Any]) -> None:
+        quote, does_fit = self._facts.quote, fits(old.type, new.type)
+        is_certain = does_fit and (new.nullable or not old.nullable)
+        value, where = quote(old.name), f"{quote(new.name)} IS NULL"
+        converted = self._facts.converted(value, new.type)
         self.changes.fill(
             new.name,
-            value=quote(rename.old) if is_certain else None,
+            value=value if is_certain else None,
             not_null_type=None if new.nullable else new.type,
-            where=f"{where} AND {quote(rename.old)} IS NOT NULL" if is_certain else where,
-            hint=hint,
+            where=f"{where} AND {value} IS NOT NULL" if is_certain else where,
+            hint=f"For example coalesce({value}, …): some rows have no value there."
+            if does_fit
+            else f"For example {converted}, if it fits all values there are: the type is another.",
             sync=self._facts.has_sync and is_certain,
         )
-        new_sql, old_sql = quote(rename.new), quote(rename.old)
-        if does_fit:
-            differs = f"({old_sql} IS NULL OR {old_sql} <> {new_sql})"
-            is_comparable = not isinstance(old.type, sa.JSON)
-            others = f" AND {differs}" if is_comparable else ""
-            back = f"SET {old_sql} = {new_sql} WHERE {new_sql} IS NOT NULL{others}"
-            self.changes.contract.copied_back.append(
-                ops.ExecuteSQLOp(f"UPDATE {self.changes.sql} {back}")
-            )
-        self.changes.contract.downgrade.append(
-            ops.ExecuteSQLOp(
-                f"UPDATE {self.changes.sql} SET {old_sql} = {new_sql}, {new_sql} = NULL"
-            )
-        )
+
+    def _give_renamed_back(self, old: sa.Column[Any], new: sa.Column[Any]) -> None:
+        """Let downgrades copy what new code has written: that of the contract all of it, that of
+        the first revision what is not the same, where both columns are there."""
+        old_sql, new_sql = map(self._facts.quote, (old.name, new.name))
+        update, contract = f"UPDATE {self.changes.sql} SET {old_sql}", self.changes.contract
+        contract.downgrade.append(ops.ExecuteSQLOp(f"{update} = {new_sql}, {new_sql} = NULL"))
+        if not fits(old.type, new.type):
+            return  # a person has decided what becomes of the values
+        differs = f" AND ({old_sql} IS NULL OR {old_sql} <> {new_sql})"
+        is_comparable = not isinstance(old.type, sa.JSON)
+        where = f"{new_sql} IS NOT NULL{differs if is_comparable else ''}"
+        contract.copied_back.append(ops.ExecuteSQLOp(f"{update} = {new_sql} WHERE {where}"))
 
     # -- NOT NULL, or another type -----------------------------------------------------
 

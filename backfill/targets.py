@@ -88,11 +88,23 @@ def bind(declaration: type[Backfill], dialect: Dialect, connection: sa.Connectio
     return target
 
 
-def _reflect(declaration: type[Backfill], dialect: Dialect, connection: sa.Connection) -> sa.Table:
-    inspector = sa.inspect(connection)
+def place_of(declaration: type[Backfill], inspector: sa.Inspector) -> tuple[str | None, str]:
+    """Return schema and name of the table: `a.b` is a name, or one in a schema."""
     name, schema = declaration.table, declaration.schema
     if schema is None and "." in name and not inspector.has_table(name):
         schema, name = name.rsplit(".", 1)
+    return schema, name
+
+
+def named_columns(declaration: type[Backfill]) -> list[str]:
+    """Return the columns that a class says it writes."""
+    values = declaration.values if isinstance(declaration.values, Mapping) else {}
+    return [*values, *declaration.writes]
+
+
+def _reflect(declaration: type[Backfill], dialect: Dialect, connection: sa.Connection) -> sa.Table:
+    inspector = sa.inspect(connection)
+    schema, name = place_of(declaration, inspector)
     if not _exists(inspector, dialect, name, schema):
         raise DeclarationError(
             f"{declaration.name}: there is no table {declaration.table!r}"

@@ -6,7 +6,6 @@ computes or looks around happens between two transactions.
 
 from __future__ import annotations
 
-import logging
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -46,8 +45,6 @@ if TYPE_CHECKING:
     from backfill.speed.pacing import Pace
     from backfill.store import Store
     from backfill.targets import Target
-
-logger = logging.getLogger(__name__)
 
 _ROUNDS = 5
 """How often a chunk is computed again because the application keeps changing its rows."""
@@ -107,7 +104,7 @@ class Worker:
             self.session,
             self.hold,
             commit=self._commit_part,
-            try_out=self._can_write,
+            try_out=self._try_out,
             quarantine=self._quarantine,
             retrying=self._retrying(),
         )
@@ -265,7 +262,7 @@ class Worker:
         except Exception as found:
             error = found if chunk is None else self.isolation.judged(chunk, found)
             if chunk is not None:
-                self.isolation.acquit_others(chunk, error)
+                self.isolation.ask_others(chunk, error)
             is_for_us = chunk is not None or self.writer.computes
             if not is_for_us or not self.isolation.is_about_a_row(error):
                 raise
@@ -370,12 +367,13 @@ class Worker:
                 chunk = self.walk.whole_page(connection, chunk)
         return self._compute_and_commit(chunk)
 
-    def _can_write(self, chunk: Chunk) -> bool:
-        """Write a part, and take it back."""
+    def _try_out(self, chunk: Chunk) -> bool:
+        """Write a part, and take it back; whether its rows stood still meanwhile."""
+        self.waiting.stand_by()
+        if self.writer.computes:
+            self.writer.forget()
+            self.writer.compute(chunk, self.hold.pulse)
         try:
-            if self.writer.computes:
-                self.writer.forget()
-                self.writer.compute(chunk, self.hold.pulse)
             with self.session.transaction() as connection:
                 if self.target.is_custom:
                     chunk = self.walk.whole_page(connection, chunk)
@@ -383,8 +381,7 @@ class Worker:
                 raise _Undone
         except _Undone:
             return True
-        except Exception as error:
-            logger.debug("a part cannot be written: %s", describe(error, self.dialect))
+        except (Overtaken, RowsChanged):
             return False
 
     def _quarantine(self, chunk: Chunk, failure: Failure) -> int:

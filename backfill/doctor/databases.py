@@ -20,7 +20,7 @@ from backfill.planner import survey
 from backfill.runs import Status
 from backfill.speed.collector import Collector
 from backfill.speed.throttles import Activity, Throttle
-from backfill.targets import bind
+from backfill.targets import bind, named_columns, place_of
 
 if TYPE_CHECKING:
     import ast
@@ -218,11 +218,8 @@ class Examination:
     def _table_rights(self, one: Declared, connection: sa.Connection) -> Iterator[Finding]:
         """Find what this user may not do with the table."""
         declaration = one.declaration
-        table, schema = declaration.table, declaration.schema
-        if schema is None and "." in table and not sa.inspect(connection).has_table(table):
-            schema, table = table.rsplit(".", 1)
-        values = declaration.values if isinstance(declaration.values, dict) else {}
-        writes = [*values, *declaration.writes]
+        schema, table = place_of(declaration, sa.inspect(connection))
+        writes = named_columns(declaration)
         for missing in self.dialect.rights.on_table(connection, table, schema, writes):
             yield from self._about(
                 one, "missing-privilege", ERROR, f"{missing.what}.", f"{missing.remedy};"

@@ -119,6 +119,19 @@ def test_gate_on_a_connection_without_transactions(project: AlembicProject) -> N
     project.alembic("downgrade", "a1")
 
 
+def test_gate_in_a_transaction_of_env_says_what_becomes_of_the_others(
+    project: AlembicProject, engine: sa.Engine
+) -> None:
+    declare(project)
+    edit_env(project, ("with connectable.connect() as", "with connectable.begin() as"))
+    refused = project.alembic("upgrade", "head", check=False)
+    assert_refused(refused)
+    is_there = sa.inspect(engine).has_table("items")
+    said = "`alembic stamp b2`" if is_there else "`alembic upgrade b2` first"
+    assert "env.py has begun the transaction itself, so" in refused.stderr
+    assert said in refused.stderr
+
+
 def test_gate_that_found_nothing_is_remembered(project: AlembicProject, engine: sa.Engine) -> None:
     """Rows that come after it are the application's, and no run takes them for its own."""
     declare(project, items=CREATE_ITEMS, declaration=COUNT_UP)

@@ -431,12 +431,24 @@ def test_row_without_a_value_leaves_nothing_behind(
     assert "nick" in required(engine)
 
 
+def swap_is_left(project: AlembicProject) -> Path:
+    """The contract of a column that gets another type; all but that is done."""
+    set_models(project, BEFORE.replace("sa.Integer", "sa.BigInteger"))
+    succeeds(project.backfill("revision", "--autogenerate", "-m", "age"))
+    succeeds(project.backfill("upgrade", "+1"))
+    return next(one for one in revisions(project) if "contract" in one.name)
+
+
+def after_swap(contract: Path, line: str) -> None:
+    """Let a line follow it."""
+    whole = contract.read_text()
+    swap = next(one for one in whole.splitlines() if "op.replace_columns(" in one)
+    contract.write_text(whole.replace(swap, f"{swap}\n    {line}"))
+
+
 def test_write_between_the_gate_and_the_swap(shop: AlembicProject, engine: sa.Engine) -> None:
     """The triggers of `sync` stay until the new column has the old one's name."""
-    set_models(shop, BEFORE.replace("sa.Integer", "sa.BigInteger"))
-    succeeds(shop.backfill("revision", "--autogenerate", "-m", "age"))
-    succeeds(shop.backfill("upgrade", "+1"))
-    contract = next(one for one in revisions(shop) if "contract" in one.name)
+    contract = swap_is_left(shop)
     write = "    op.execute('UPDATE users SET age = 77 WHERE id = 1')\n"
     edit(contract, ("    op.replace_columns(", f"{write}    op.replace_columns("))
     succeeds(shop.backfill("upgrade"))
@@ -447,13 +459,9 @@ def test_contract_that_was_interrupted_behind_the_swap_is_repeated(
     shop: AlembicProject, engine: sa.Engine
 ) -> None:
     """What is committed then is passed over: the gate asks for a column that has another name."""
-    set_models(shop, BEFORE.replace("sa.Integer", "sa.BigInteger"))
-    succeeds(shop.backfill("revision", "--autogenerate", "-m", "age"))
-    succeeds(shop.backfill("upgrade", "+1"))
-    contract = next(one for one in revisions(shop) if "contract" in one.name)
+    contract = swap_is_left(shop)
     whole = contract.read_text()
-    swap = next(line for line in whole.splitlines() if "op.replace_columns(" in line)
-    contract.write_text(whole.replace(swap, f"{swap}\n    raise RuntimeError('killed')"))
+    after_swap(contract, "raise RuntimeError('killed')")
     assert shop.backfill("upgrade").returncode == 1
     contract.write_text(whole)
     succeeds(shop.backfill("upgrade"))
@@ -466,13 +474,7 @@ def test_contract_that_was_interrupted_behind_the_swap_is_repeated(
 def test_swap_keeps_nobody_off_while_something_else_is_waited_for(
     shop: AlembicProject, engine: sa.Engine, upgrade_here: Callable[[], None]
 ) -> None:
-    set_models(shop, BEFORE.replace("sa.Integer", "sa.BigInteger"))
-    succeeds(shop.backfill("revision", "--autogenerate", "-m", "age"))
-    succeeds(shop.backfill("upgrade", "+1"))
-    contract = next(one for one in revisions(shop) if "contract" in one.name)
-    whole = contract.read_text()
-    swap = next(line for line in whole.splitlines() if "op.replace_columns(" in line)
-    contract.write_text(whole.replace(swap, f"{swap}\n    op.execute('SELECT 1 AS later')"))
+    after_swap(swap_is_left(shop), "op.execute('SELECT 1 AS later')")
     read = []
 
     def read_between(*arguments: Any) -> None:
@@ -572,7 +574,7 @@ def test_rename_that_changes_the_type_is_left_to_a_person(sqlite: AlembicProject
     )
     (path,) = classes(sqlite)
     assert 'values = {"number": ...}' in path.read_text()
-    assert "the type is another one" in path.read_text()
+    assert "the type is another." in path.read_text()
 
 
 def test_type_is_not_changed_by_way_of_a_column_that_is_there(sqlite: AlembicProject) -> None:

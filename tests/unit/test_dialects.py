@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import psycopg
 import pymysql  # type: ignore[import-untyped,unused-ignore]
@@ -459,3 +460,13 @@ def test_sqlite_keeps_the_write_ahead_log(tmp_path: Path) -> None:
 )
 def test_what_mariadb_widens_in_place(old: Any, new: Any, is_in_place: bool) -> None:
     assert MariaDBColumns().widens_in_place(old, new) is is_in_place
+
+
+@pytest.mark.parametrize(
+    ("default", "is_volatile"),
+    [("uuid()", True), ("concat('u', UUID ())", True), ("now()", False), ("my_uuid(1)", False)],
+)
+def test_which_defaults_give_each_row_another_value_on_mariadb(
+    default: str, is_volatile: bool
+) -> None:
+    assert MariaDBColumns().is_volatile(mock.Mock(), default) is is_volatile
