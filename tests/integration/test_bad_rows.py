@@ -749,19 +749,22 @@ def test_apply_that_raises_leaves_nothing_half_done(engine: sa.Engine) -> None:
 
 # -- errors that seldom are about a row ----------------------------------------------------------
 
-ODD = -(2**63)
+ODD, ODDER = -(2**63), 1 - 2**63
 RAISE = {
     "postgresql": [
         "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
-        f" IF NEW.x = {ODD} THEN RAISE 'odd' USING ERRCODE = 'MY001'; END IF; RETURN NEW; END $$",
+        f" IF NEW.x = {ODD} THEN RAISE 'odd' USING ERRCODE = 'MY001'; END IF;"
+        f" IF NEW.x = {ODDER} THEN RAISE 'odd' USING ERRCODE = 'MY002'; END IF;"
+        " RETURN NEW; END $$",
         "CREATE TRIGGER refuse BEFORE UPDATE ON odd FOR EACH ROW EXECUTE FUNCTION refuse()",
     ],
     "mysql": [
         f"CREATE TRIGGER refuse BEFORE UPDATE ON odd FOR EACH ROW IF NEW.x = {ODD} THEN"
-        " SIGNAL SQLSTATE '45000' SET MYSQL_ERRNO = 31999; END IF"
+        " SIGNAL SQLSTATE '45000' SET MYSQL_ERRNO = 31999;"
+        f" ELSEIF NEW.x = {ODDER} THEN SIGNAL SQLSTATE '45000' SET MYSQL_ERRNO = 31998; END IF"
     ],
     "sqlite": [
-        f"CREATE TRIGGER refuse BEFORE UPDATE ON odd WHEN NEW.x = {ODD} BEGIN"
+        f"CREATE TRIGGER refuse BEFORE UPDATE ON odd WHEN NEW.x <= {ODDER} BEGIN"
         " SELECT json_extract('[]', 'odd'); END"
     ],
 }
@@ -797,14 +800,19 @@ class OddInApply(Backfill):
         return connection.execute(chunk.update().values(n=1)).rowcount
 
 
-def make_odd(engine: sa.Engine, odd: Sequence[int], rows: int = 40) -> sa.Table:
+def make_odd(
+    engine: sa.Engine, odd: Sequence[int], rows: int = 40, odder: Sequence[int] = ()
+) -> sa.Table:
     table = make(
         engine,
         "odd",
         sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
         sa.Column("x", sa.BigInteger),
         sa.Column("n", sa.Integer),
-        rows=[{"id": i, "x": ODD if i in odd else i, "n": 0} for i in range(rows)],
+        rows=[
+            {"id": i, "x": ODD if i in odd else ODDER if i in odder else i, "n": 0}
+            for i in range(rows)
+        ],
     )
     dialect = "mysql" if engine.dialect.name == "mariadb" else engine.dialect.name
     with engine.begin() as connection:
@@ -837,6 +845,31 @@ def test_odd_error_of_every_row_stops_the_run(
     assert ran.outcome is Outcome.FAILED
     assert {n for _, n in read(engine, table, "id", "n")} == {0}
     assert failures(engine, declaration) == []
+
+
+@pytest.mark.parametrize("declaration", [OddInSql, OddInPython, OddInApply])
+def test_odd_errors_of_two_kinds_are_rows_too(
+    engine: sa.Engine, declaration: type[Backfill]
+) -> None:
+    table = make_odd(engine, [3, 30], odder=[5, 20, 38])
+    ran = run(engine, declaration)
+    assert ran.outcome is Outcome.QUARANTINED, ran.result.text
+    assert sum(read(engine, table, "n")) == 35
+    assert [found["key"] for found in failures(engine, declaration)] == [
+        [i] for i in (3, 5, 20, 30, 38)
+    ]
+
+
+@pytest.mark.parametrize("declaration", [OddInSql, OddInPython, OddInApply])
+def test_odd_error_that_was_a_rows_is_everybodys_later(
+    engine: sa.Engine, declaration: type[Backfill]
+) -> None:
+    """As where a column is dropped while a run lasts: each chunk is judged by its own rows."""
+    table = make_odd(engine, [3, *range(10, 40)])
+    ran = run(engine, declaration, chunk_size=10)
+    assert ran.outcome is Outcome.FAILED
+    assert [found["key"] for found in failures(engine, declaration)] == [[3]]
+    assert sum(read(engine, table, "n")) == 9
 
 
 @pytest.mark.requires("nan")
