@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     import sqlalchemy as sa
 
+    from backfill.connections import Connections
     from backfill.dialects import Limits
     from backfill.dialects.upkeep import Churn, Updates
     from backfill.runs import Run
@@ -70,7 +71,7 @@ class AfterCare:
     def __init__(
         self,
         target: Target,
-        limits: Limits,
+        connections: Connections,
         settings: Settings,
         report: Callable[[Event], object],
         sleep: Callable[[float], object],
@@ -80,7 +81,7 @@ class AfterCare:
         self._target = target
         self._dialect = target.dialect
         self._upkeep = target.dialect.upkeep
-        self._limits = limits
+        self._connections = connections
         self._settings = settings
         self._report = report
         self._sleep = sleep
@@ -109,9 +110,9 @@ class AfterCare:
                 self._mend_statistics(changed / self._rows)
 
     def _mend_statistics(self, share: float) -> None:
-        table = self._target.table
+        table, limits = self._target.table, self._connections.limits
         columns = self._target.written or [column.name for column in table.columns]
-        for text in self._upkeep.refresh_statistics(self._limits, table, columns, share):
+        for text in self._upkeep.refresh_statistics(limits, table, columns, share):
             self._say(text)
 
     def _look_back(self, changed: int) -> None:
@@ -134,22 +135,14 @@ class AfterCare:
         )
 
     def _counted(self) -> Churn | None:
-        with self._reading() as connection:
+        with self._connections.transaction(write=False) as connection:
             return self._upkeep.churn(connection, self._target.table)
 
     def _warn_of_rights(self) -> None:
-        with self._reading() as connection:
+        with self._connections.transaction(write=False) as connection:
             refusal = self._upkeep.refusal(connection, self._target.table)
         if refusal is not None:
             self._say(f"there will be no VACUUM: {refusal}")
-
-    @contextmanager
-    def _reading(self) -> Iterator[sa.Connection]:
-        with (
-            self._dialect.open(self._limits) as connection,
-            self._dialect.transaction(connection, self._limits, write=False),
-        ):
-            yield connection
 
     @contextmanager
     def _telling(self) -> Iterator[None]:

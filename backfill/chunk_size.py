@@ -15,12 +15,17 @@ _COMPUTE_SHARE = 20
 """Computing holds nothing, so it may take this much longer than writing."""
 
 
+_MOST_HELD = 5_000
+"""Rows of a custom chunk, whose keys stand in each of its statements."""
+
+
 class ChunkSize:
     """One worker's size of a chunk; begun anew where somebody changes the settings."""
 
     def __init__(self, target: Target, pace: Pace) -> None:
         self._dialect = target.dialect
         self._ceiling = CEILING_IN_MEMORY if target.computes else CEILING
+        self._most = _MOST_HELD if target.is_custom else None
         self._pace = pace
         self._row_bytes: int | None = None
         self._sized_by: Settings | None = None
@@ -55,7 +60,7 @@ class ChunkSize:
             self._sizer = self._new_sizer(self._sizer.size)
         self._sizer.aim(self.target_seconds)
         rows = self._pace.size(self._sizer.size)
-        return rows if most is None else min(rows, most)
+        return min(limit for limit in (rows, most, self._most) if limit is not None)
 
     def halve(self) -> None:
         """Take fewer rows: a smaller chunk meets fewer locks and takes less time."""

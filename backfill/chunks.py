@@ -61,14 +61,15 @@ class Chunk:
         return self.page is not None and len(self.page) == 0
 
     def halves(self) -> tuple[Chunk, Chunk]:
-        """Cut a chunk with a page of two rows or more in two."""
+        """Cut a chunk with a page of two rows or more in two, about as sparse as it is."""
         assert self.page is not None and len(self.page) > 1
         middle = len(self.page) // 2
         upto = self.page.key(middle - 1)
+        scanned = self.scanned * middle // len(self.page)
         left = replace(
             self,
             upto=upto,
-            scanned=middle,
+            scanned=scanned,
             is_last=False,
             page=self.page.part(0, middle),
             strides=(),
@@ -76,7 +77,7 @@ class Chunk:
         right = replace(
             self,
             after=upto,
-            scanned=self.scanned - middle,
+            scanned=self.scanned - scanned,
             page=self.page.part(middle),
             strides=(),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ from backfill.cli_base import (
     print_json,
     resumable,
     run_options,
+    setting_option,
+    told_as_usage,
     worst,
 )
 from backfill.configuration import Origin
@@ -113,7 +116,7 @@ def list_(call: Call, as_json: bool) -> None:
 
 @cli.command()
 @_names
-@click.option("--chunk-size", type=int, help="Rows a chunk writes at most.")
+@setting_option("--chunk-size", type=int, help="Rows a chunk writes at most.")
 @json_option
 @click.pass_obj
 @command
@@ -124,12 +127,21 @@ def plan(call: Call, names: tuple[str, ...], chunk_size: int | None, as_json: bo
 
 @cli.command()
 @_names
-@click.option("--watch", is_flag=True, help="Show it again each second until Ctrl-C.")
+@click.option(
+    "--watch",
+    is_flag=True,
+    help="Show it again each second until Ctrl-C; with --json an array a line.",
+)
 @json_option
 @click.pass_obj
 @command
 def status(call: Call, names: tuple[str, ...], watch: bool, as_json: bool) -> None:
     """Show progress, rate, time left, failures and who holds the leases."""
+    with suppress(KeyboardInterrupt) if watch else nullcontext():
+        _status(call, names, watch=watch, as_json=as_json)
+
+
+def _status(call: Call, names: Sequence[str], *, watch: bool, as_json: bool) -> None:
     gone = call.gone(names)
     named = [name for name in names if name not in {run.name for _, run in gone}]
 
@@ -144,7 +156,7 @@ def status(call: Call, names: tuple[str, ...], watch: bool, as_json: bool) -> No
     while True:
         document = call.collect(named, look)
         if as_json:
-            print_json(document)
+            print_json(document, on_one_line=watch)
         else:
             if watch:
                 click.clear()
@@ -347,19 +359,24 @@ def set_(call: Call, name: str, changes: tuple[str, ...]) -> None:
     for wrong in (one for one in changes if "=" not in one):
         raise click.UsageError(f"{wrong!r} is not KEY=VALUE, as in nice=1")
     given = dict(one.split("=", 1) for one in changes)
-    run = call.on(name, _change, given)
+    with told_as_usage():
+        wanted = settings.changes(given)
+    run = call.on(name, _change, wanted)
     shown = presentation.changed(run.changed)
     click.echo(f"{name}: set {shown}" if shown else f"{name}: runs with its own settings again")
 
 
-def _change(context: Context, one: Declared, given: dict[str, str]) -> Run:
-    return context.store.change(_with_a_run(context, one.name), settings.changes(given))
+def _change(context: Context, one: Declared, wanted: dict[str, Any]) -> Run:
+    name = _with_a_run(context, one.name)
+    with context.store.refusals_told(at_once=True):
+        return context.store.change(name, wanted)
 
 
 def _move(context: Context, name: str, wanted: Status) -> bool:
     """Give a run this status; False if it has it already."""
     try:
-        context.store.move(_with_a_run(context, name), wanted)
+        with context.store.refusals_told(at_once=True):
+            context.store.move(_with_a_run(context, name), wanted)
     except InvalidTransition as error:
         if error.status != wanted.value:
             raise

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import click
 from sqlalchemy.exc import SQLAlchemyError
 
-from backfill.errors import BackfillError, UnknownBackfill
+from backfill import settings
+from backfill.errors import BackfillError, ConfigurationError, UnknownBackfill
 from backfill.runs import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
 EXIT_COMPLETE = 0
 EXIT_FAILED = 1
@@ -90,22 +92,45 @@ def worst(outcomes: Iterable[Outcome]) -> int:
     return next(code for code in _WORST_FIRST if code in codes)
 
 
-def print_json(document: Any) -> None:
+def print_json(document: Any, *, on_one_line: bool = False) -> None:
     """Print one document."""
-    click.echo(json.dumps(document, indent=2))
+    click.echo(json.dumps(document, indent=None if on_one_line else 2))
+
+
+@contextmanager
+def told_as_usage() -> Iterator[None]:
+    """Turn the refusal of a setting from the command line into a usage error."""
+    try:
+        yield
+    except ConfigurationError as error:
+        raise _Misused(str(error)) from error
+
+
+def setting_option(name: str, **kwargs: Any) -> Callable[..., Any]:
+    """Return an option that is a setting, and refused at once where the setting cannot be so."""
+    return click.option(name, callback=_possible, **kwargs)
+
+
+def _possible(_context: click.Context, option: click.Parameter, value: Any) -> Any:
+    if value is not None:
+        with told_as_usage():
+            settings.resolve((settings.COMMAND_LINE, {str(option.name): value}))
+    return value
 
 
 _RUN_OPTIONS = (
-    click.option("--chunk-size", type=int, help="Rows a chunk writes at most; fixed."),
-    click.option("--target-seconds", type=float, help="How long a chunk may hold its locks."),
-    click.option("--nice", type=float, help="Seconds of rest a second of work."),
-    click.option("--rows-per-second", type=float, help="Change no more, all workers together."),
-    click.option("--window", metavar="HOURS", help='Write only then: "22:00-06:00 Europe/Berlin".'),
-    click.option("--workers", type=int, help="Threads that walk key ranges side by side."),
-    click.option("--processes", type=int, help="Processes that do so, for heavy transforms."),
+    setting_option("--chunk-size", type=int, help="Rows a chunk writes at most; fixed."),
+    setting_option("--target-seconds", type=float, help="How long a chunk may hold its locks."),
+    setting_option("--nice", type=float, help="Seconds of rest a second of work."),
+    setting_option("--rows-per-second", type=float, help="Change no more, all workers together."),
+    setting_option(
+        "--window", metavar="HOURS", help='Write only then: "22:00-06:00 Europe/Berlin".'
+    ),
+    setting_option("--workers", type=int, help="Threads that walk key ranges side by side."),
+    setting_option("--processes", type=int, help="Processes that do so, for heavy transforms."),
     click.option("--limit", type=click.IntRange(min=1), metavar="ROWS", help="Change so many."),
     click.option("--max-seconds", type=click.FloatRange(min=0), help="Stop after so long."),
-    click.option("--max-failures", type=int, help="Quarantine so many rows at most."),
+    setting_option("--max-failures", type=int, help="Quarantine so many rows at most."),
     click.option("--dry-run", is_flag=True, help="Show the plan of what is due; change nothing."),
     click.option("--accept-change", is_flag=True, help="Go on although the class was changed."),
     click.option("--json", "as_json", is_flag=True, help="Print a line of JSON an event."),

@@ -22,6 +22,7 @@ from backfill.discovery import (
 from backfill.errors import BackfillError, DeclarationError, InvalidTransition
 from backfill.project import load_all
 from backfill.runs import TRANSITIONS, Status, taken_back
+from backfill.settings import COMMAND_LINE
 from backfill.store import Store
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class Context:
 
     def settings(self, one: Declared, options: dict[str, Any]) -> Settings:
         given = {k: v for k, v in options.items() if v is not None}
-        return settings_of(self.project.config, one.declaration, ("The command line", given))
+        return settings_of(self.project.config, one.declaration, (COMMAND_LINE, given))
 
 
 @dataclass

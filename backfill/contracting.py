@@ -18,7 +18,7 @@ from alembic.util import CommandError
 
 from backfill.dialects import ErrorKind, Place, columns_of, dialect_for
 from backfill.dialects.triggers import Place as TriggerPlace
-from backfill.operations import IMPORT, replaced
+from backfill.operations import IMPORT, commit, replaced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -204,7 +204,7 @@ def _replace_columns(operations: Operations, operation: ReplaceColumns) -> None:
     finally:
         for statement in columns.unlock():
             connection.execute(_literally(statement))
-    _commit(context)
+    commit(context)
 
 
 def _left_to_replace(operation: ReplaceColumns, connection: sa.Connection) -> dict[str, str]:
@@ -216,15 +216,6 @@ def _left_to_replace(operation: ReplaceColumns, connection: sa.Connection) -> di
         for column, other in operation.replacements.items()
         if other in known or column not in known
     }
-
-
-def _commit(context: MigrationContext) -> None:
-    """Let go of the table's lock before anything else is waited for, where the transaction is ours:
-    an empty autocommit block commits what precedes it."""
-    is_ours = context._transaction is not None and not context._in_external_transaction
-    if is_ours and context.impl.transactional_ddl:
-        with context.autocommit_block():
-            pass
 
 
 def _end_sync(operation: ReplaceColumns, connection: sa.Connection) -> None:

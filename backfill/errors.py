@@ -6,6 +6,7 @@ BackfillError                 what happened, to which object, what to do next
 │  └─ UnknownBackfill         no class has this name
 ├─ UpgradeFailed              a revision could not be applied, or Alembic refuses the way
 ├─ StateError                 our own tables are not as this version needs them
+├─ StateRefused               this user, or this session, may not write to our own tables
 ├─ RunError
 │  ├─ InvalidTransition       the run's status does not allow this
 │  ├─ DeclarationChanged      the class is not the one that the run began with
@@ -61,6 +62,10 @@ class UpgradeFailed(BackfillError):
 
 class StateError(BackfillError):
     """The state tables cannot be used by this version."""
+
+
+class StateRefused(BackfillError):
+    """This user, or this session, may not write to the state tables."""
 
 
 class RunError(BackfillError):

@@ -5,6 +5,7 @@ Each half is a whole transaction, since savepoints do not survive InnoDB's deadl
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from backfill.dialects import ErrorKind
@@ -68,13 +69,21 @@ class Isolation:
         """Between which keys a time limit was met last, and how often in a row."""
         self._of_rows: set[str] = set()
         """Codes of suspect errors that were a row's, since others beside it could be written."""
+        self._chunk: Chunk | None = None
+        """The one that was refused."""
+        self._some_pass = False
+        """Whether a row of it could be written."""
 
     def isolate(self, chunk: Chunk, error: Exception | None) -> int:
-        """Commit the good rows of a refused chunk, quarantine the others; the rows changed.
+        """Commit the good rows of a refused chunk, quarantine the others; the rows changed."""
+        self._chunk = chunk = self._with_page(chunk)
+        try:
+            return self._isolate(chunk, error)
+        finally:
+            self._chunk, self._some_pass = None, False
 
-        `error` is the chunk's own; None if only its neighbour's success says that it is bad.
-        """
-        chunk = self._with_page(chunk)
+    def _isolate(self, chunk: Chunk, error: Exception | None) -> int:
+        """Do so for a part; without an error only its neighbour's success says that it is bad."""
         assert chunk.page is not None
         if len(chunk.page) == 1 and error is not None:
             return self._give_up(chunk, error)
@@ -83,7 +92,7 @@ class Isolation:
         left, right = chunk.halves()
         is_clean, changed = self._try(left)
         if is_clean:
-            return changed + self.isolate(right, None)
+            return changed + self._isolate(right, None)
         return changed + self._try(right)[1]
 
     def is_about_a_row(self, error: Exception) -> bool:
@@ -98,13 +107,42 @@ class Isolation:
         if not self._is_suspect(error):
             return
         chunk = self._with_page(chunk)
-        if chunk.page is None or len(chunk.page) < 2:
+        if chunk.page is not None and len(chunk.page) > 1:
+            self._some_pass = self._is_any_writable(chunk)
+            self._judge(error)
+
+    def _ask_neighbours(self, part: Chunk, error: Exception) -> None:
+        """Learn it of a part, whose neighbours may have been written, or are yet to come."""
+        if not self._is_suspect(error):
             return
+        self._some_pass = (
+            self._some_pass
+            or self._is_any_writable(part)
+            or any(map(self._is_any_writable_or_whole, self._behind(part)))
+        )
+        self._judge(error)
+
+    def _judge(self, error: Exception) -> None:
         code = self._dialect.error_code(error)
-        if self._is_any_writable(chunk):
+        if self._some_pass:
             self._of_rows.add(code)
         else:
             self._of_rows.discard(code)
+
+    def _behind(self, part: Chunk) -> list[Chunk]:
+        """Return what of the chunk is behind a part of it, if anything is."""
+        chunk = self._chunk
+        assert chunk is not None
+        assert chunk.page is not None
+        assert part.page is not None
+        keys = list(map(repr, chunk.page.keys))  # NaN is a key that no other one equals
+        start = keys.index(repr(part.page.key(-1))) + 1
+        if start == len(keys):
+            return []
+        return [replace(chunk, after=part.upto, page=chunk.page.part(start), strides=())]
+
+    def _is_any_writable_or_whole(self, chunk: Chunk) -> bool:
+        return self._is_writable(chunk) or self._is_any_writable(chunk)
 
     def _is_suspect(self, error: Exception) -> bool:
         is_the_drivers = self._dialect.driver_error(error) is not None
@@ -154,13 +192,15 @@ class Isolation:
     def _try(self, chunk: Chunk) -> tuple[bool, int]:
         """Commit a part of a refused chunk: whether it was clean, and the rows changed."""
         try:
-            return True, self._retrying(self._commit_once, chunk)
+            changed = self._retrying(self._commit_once, chunk)
+            self._some_pass = self._some_pass or changed > 0
+            return True, changed
         except Exception as error:
             if not self.is_about_a_row(error):
-                self.ask_others(chunk, error)
+                self._ask_neighbours(chunk, error)
             if not self.is_about_a_row(error):
                 raise
-            return False, self.isolate(chunk, error)
+            return False, self._isolate(chunk, error)
 
     def _commit_once(self, chunk: Chunk) -> int:
         if not self._hold.is_at(chunk.after):

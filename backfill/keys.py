@@ -115,25 +115,13 @@ class Key:
         """Return the condition that a single key is in a list, bound under this name."""
         return self.dialect.key_in(self.columns[0], name, self.types[0])
 
+    def among(self, keys: Sequence[KeyValues]) -> sa.ColumnElement[bool]:
+        """Return the condition that the key is one of these, with their values inside."""
+        return self.dialect.key_among(self.columns, self.types, keys)
+
     def other_than(self, keys: Sequence[KeyValues]) -> sa.ColumnElement[bool]:
         """Return the condition that the key is none of these."""
-        if self.is_single:
-            return self.columns[0].not_in([self.constants(key)[0] for key in keys])
-        return sa.not_(
-            sa.or_(
-                *(
-                    sa.and_(
-                        *(
-                            column == constant
-                            for column, constant in zip(
-                                self.columns, self.constants(key), strict=True
-                            )
-                        )
-                    )
-                    for key in keys
-                )
-            )
-        )
+        return sa.not_(self.among(keys))
 
 
 _FAMILIES = (

@@ -275,7 +275,9 @@ class StopBackfillSync(MigrateOperation):
         """Remove the triggers of the backfill `name`, if there are any.
 
         SQLite drops no column that they write before that; elsewhere they would be left, and do
-        nothing. Raises alembic's CommandError where the table's lock is not to be had.
+        nothing. As the first operation of a revision it is committed at once on PostgreSQL, with
+        the revisions before; else nobody gets at the table until the transaction ends. Raises
+        alembic's CommandError where the table's lock is not to be had.
         """
         operations.invoke(cls(name))
 
@@ -297,7 +299,19 @@ def _stop_sync(context: MigrationContext, name: str) -> None:
         sought: sync.Sought = name
         with suppress(UnknownBackfill):  # the class may be gone already
             sought = _declaration(context, name)
-        sync.remove(sought, dialect_for(connection.engine), connection)
+        is_removed = sync.remove(sought, dialect_for(connection.engine), connection)
+    stands = placement.of_caller()
+    if is_removed and (stands is None or stands.preceding is None):  # keep no half revision
+        commit(context)
+
+
+def commit(context: MigrationContext) -> None:
+    """Let go of a table's lock before anything else is waited for, where the transaction is
+    Alembic's own: an empty autocommit block commits what precedes it."""
+    is_own = context._transaction is not None and not context._in_external_transaction
+    if is_own and context.impl.transactional_ddl:
+        with context.autocommit_block():
+            pass
 
 
 _OFFLINE = "; triggers of `sync` are not removed by this script: `backfill cancel {name}`"

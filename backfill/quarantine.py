@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from backfill import retries
 from backfill.chunks import Chunk
 from backfill.dialects import ErrorKind, Limits
-from backfill.errors import InvalidTransition, LeaseLost
+from backfill.errors import InvalidTransition, LeaseLost, StateRefused
 from backfill.failures import describe
 from backfill.isolation import SUSPECT
 from backfill.keys import START
@@ -47,7 +47,8 @@ def retry(
     """Try every quarantined row of a run again; how many are off the list, and how many stay.
 
     `stand_by` is called before each row, and returns when it may be written.
-    Raises InvalidTransition if the run is paused, cancelled or stale: stopped means stopped.
+    Raises InvalidTransition if the run is paused, cancelled or stale: stopped means stopped; and
+    StateRefused if this user may not take rows off the list.
     """
     check_key(target, run)
     by_index = not target.key.is_single
@@ -83,17 +84,22 @@ class _Retry:
         except LeaseLost:
             return True  # somebody else tried it at the same time, and it went well
         except _FailedAgain as error:
-            self.store.failed_again(failure, str(error))
-            return False
+            return self._stays(failure, str(error))
+        except (InvalidTransition, StateRefused):
+            raise  # it is not about the row
         except Exception as error:
             dialect = self.target.dialect
             # It stands alone already: what may be about a row is about this one.
             may_be = dialect.error_kind(error) in (ErrorKind.TOO_SLOW, *SUSPECT)
             if not may_be and not is_about_a_row(error, dialect, computes=self.writer.computes):
                 raise
-            self.store.failed_again(failure, describe(error, dialect))
-            return False
+            return self._stays(failure, describe(error, dialect))
         return True
+
+    def _stays(self, failure: Failure, why: str) -> bool:
+        with self.store.refusals_told():
+            self.store.failed_again(failure, why)
+        return False
 
     def _write(self, failure: Failure) -> None:
         dialect = self.target.dialect
@@ -108,9 +114,11 @@ class _Retry:
                 written = self.writer.write(connection, chunk) if page else Written(0)
                 if written.failures:
                     raise _FailedAgain(written.failures[0].error)
-                self.store.resolve(connection, self.run, failure, written.changed)
+                with self.store.refusals_told():
+                    self.store.resolve(connection, self.run, failure, written.changed)
 
     def _refuse_if_stopped(self, connection: sa.Connection) -> None:
-        now = self.store.locked_status(connection, self.run)
+        with self.store.refusals_told():
+            now = self.store.locked_status(connection, self.run)
         if now in (Status.PAUSED, Status.CANCELLED, Status.STALE):
             raise InvalidTransition(self.run.name, now.value, "retried")

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from alembic.operations import ops
 
 from backfill.contracting import SetNotNull
-from backfill.steps import keeps_values
+from backfill.type_changes import keeps_values
 
 if TYPE_CHECKING:
     from backfill.steps import Fill
@@ -108,7 +108,7 @@ class Retyping:
         """
         changes, operation = self.changes, self.operation
         table, schema, kind = changes.table, changes.schema, operation.existing_type
-        downgrade = changes.contract.downgrade
+        contract = changes.contract
         old: sa.Column[Any] = sa.Column(
             self.name, kind, nullable=True, comment=operation.existing_comment
         )
@@ -116,14 +116,16 @@ class Retyping:
         # As SQL, since an older Alembic does not write a new name into a file.
         rename = f"ALTER TABLE {changes.sql} RENAME COLUMN {name} TO {other}"
         added = ops.AddColumnOp(table, old, schema=schema)
-        downgrade[:0] = [
+        contract.columns_back += [
             ops.ExecuteSQLOp(rename),
             ops.ModifyTableOps(table, [added], schema=schema),
         ]
         assert kind is not None
         value = changes.facts.converted(other, kind)
-        downgrade.append(
+        contract.values_back.append(
             ops.ExecuteSQLOp(f"UPDATE {changes.sql} SET {name} = {value}, {other} = NULL")
         )
         if operation.existing_nullable is False:
-            downgrade.append(SetNotNull(table, self.name, existing_type=kind, schema=schema))
+            contract.demands_on.append(
+                SetNotNull(table, self.name, existing_type=kind, schema=schema)
+            )

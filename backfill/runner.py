@@ -7,7 +7,7 @@ chunk, one transaction; `Proving.is_proved` (proving.py) after each pass.
 from __future__ import annotations
 
 import gc
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
@@ -16,6 +16,8 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from backfill import owners, retries, sync
 from backfill.aftercare import AfterCare
 from backfill.budget import Stopped
+from backfill.companion import Companion
+from backfill.connections import Connections
 from backfill.dialects import ErrorKind, Limits
 from backfill.dialects.readers import Helpers
 from backfill.dialects.triggers import label_of
@@ -82,13 +84,14 @@ class Runner:
         self.name = target.declaration.name
         self.trail = Trail()
         self._helpers: Helpers | None = None
-        """Who reads for the proof beside us."""
+        """Who reads beside us."""
         label, by_index = label_of(self.name), not target.key.is_single
         self.limits = replace(Limits.of(settings, label, by_index=by_index), awaits_disk=False)
-        self._reads = ShortReads(target.dialect, self.limits, budget)
+        self._connections = Connections(target.dialect, self.limits)
+        self._reads = ShortReads(self._connections, budget)
         self._opening = Opening(target, store, settings, self.limits, self._reads, self._say)
         self._proving = Proving(target, store, settings, budget, self._reads, self._say)
-        self._care = AfterCare(target, self.limits, settings, report, budget.stop.wait)
+        self._care = AfterCare(target, self._connections, settings, report, budget.stop.wait)
 
     def run(self, *, accept_change: bool = False, again: bool = False) -> Result:
         """Walk, sweep and prove, until no row is pending or somebody stops us.
@@ -96,7 +99,7 @@ class Runner:
         `accept_change` goes on although the class is not the one that the run began with;
         `again` begins anew where the last run has succeeded.
         """
-        with self.store.kept_open(), _little_garbage():
+        with self.store.kept_open(), self._connections.kept_open(), _little_garbage():
             try:
                 return self._run(accept_change=accept_change, again=again)
             except Stopped as stopped:  # while there was no run to work on yet
@@ -164,16 +167,28 @@ class Runner:
         """Let the workers walk every range of the pass. Raises Stopped, LeaseLost, LeaseHeld."""
         how = self.settings
         self.trail = Trail()
+        self._helpers = self._helpers_beside(pace)
         if how.processes > 1:
             work_in_processes(self.origin, run, how, self.limits, self.budget, self.report)
         else:
-            work_in_threads(
-                lambda: self._patiently(self._worker, run, pace), how.workers, self.budget
-            )
-        self._helpers = self._helpers_beside(pace)
+            with self._companion() as companion:
+                work_in_threads(
+                    lambda: self._patiently(self._worker, run, pace, companion),
+                    how.workers,
+                    self.budget,
+                )
         self._patiently(self._wait_for_others, run)
 
-    def _worker(self, run: Run, pace: Pace) -> Worker:
+    @contextmanager
+    def _companion(self) -> Iterator[Companion | None]:
+        """Give the only worker a second reader; several are that to each other."""
+        if self._helpers is None or self.settings.workers > 1:
+            yield None
+            return
+        with closing(Companion(self._helpers)) as companion:
+            yield companion
+
+    def _worker(self, run: Run, pace: Pace, companion: Companion | None) -> Worker:
         return Worker(
             self.target,
             self.store,
@@ -183,6 +198,7 @@ class Runner:
             self.budget,
             self.report,
             trail=self.trail,
+            companion=companion,
         )
 
     def _wait_for_others(self, run: Run) -> None:
@@ -319,7 +335,8 @@ class Runner:
         dialect = self.target.dialect
 
         def tell(error: BaseException, _policy: retries.Policy, attempt: int) -> None:
-            self._say("retry", f"waits: {describe(error, dialect)}" if attempt == 1 else "")
+            why = describe(error, dialect)
+            self._say("retry", f"waits: {why}" if attempt == 1 else "", attempt=attempt, reason=why)
 
         def sleep(seconds: float) -> None:
             self.budget.stop.wait(seconds)

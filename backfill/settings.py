@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from backfill.kinds import Kind
 
 
+COMMAND_LINE = "The command line"
+"""The origin of options, for messages."""
+
+
 def setting(default: Any, kind: Kind, *, in_flight: bool = False, is_watched: bool = False) -> Any:
     """Declare a setting: its default, what it can be, and whether `backfill set` may change it
     while a run lasts. One whose default is None can be set to None, too."""
@@ -127,7 +131,8 @@ class Settings:
     throttle_url: str | None = setting(None, kinds.TEXT)
     """Nothing is written while this web address does not answer with 200."""
     throttle_query: str | None = setting(None, kinds.TEXT)
-    """SQL that says how busy the database is: 0 or false is free, 1 or true stops."""
+    """SQL that returns one number between 0 (free) and 1 (stop); a truth value, or text that is
+    such a number, is one. Nothing is written while it returns anything else, or fails."""
     max_added_latency: float = _limit(0.0, kinds.PATIENCE)
     """Seconds that our writing may add to the latency of others, at the 95th percentile. A probe
     measures it: `probe_query`, or a read of the table and a tiny write of our own."""
@@ -178,8 +183,8 @@ def changes(given: Mapping[str, str]) -> dict[str, Any]:
             f" another. What can be: {', '.join(sorted(IN_FLIGHT))}."
         )
     for name in given:
-        _refuse_unknown("The command line", name)
-    return {k: _parse("The command line", k, v) if v.strip() else None for k, v in given.items()}
+        _refuse_unknown(COMMAND_LINE, name)
+    return {k: _parse(COMMAND_LINE, k, v) if v.strip() else None for k, v in given.items()}
 
 
 def _refuse_unknown(origin: str, name: str) -> None:

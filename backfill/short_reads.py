@@ -13,29 +13,29 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
     from backfill.budget import Budget
-    from backfill.dialects import Dialect, Limits
+    from backfill.connections import Connections
 
 
 class ShortReads:
     """How a run reads its table where it does not walk it."""
 
-    def __init__(self, dialect: Dialect, limits: Limits, budget: Budget) -> None:
-        self._dialect = dialect
-        self._limits = limits
+    def __init__(self, connections: Connections, budget: Budget) -> None:
+        self._connections = connections
         self._budget = budget
 
     @contextmanager
     def transaction(self, connection: sa.Connection | None = None) -> Iterator[sa.Connection]:
         """Read in a transaction, on a connection of its own if none is given. Raises Stopped."""
         self._budget.raise_if_over()
+        dialect, limits = self._connections.dialect, self._connections.limits
         with ExitStack() as stack:
             if connection is None:
-                connection = stack.enter_context(self._dialect.open(self._limits))
-            stack.enter_context(self._dialect.transaction(connection, self._limits, write=False))
+                connection = stack.enter_context(self._connections.borrowed())
+            stack.enter_context(dialect.transaction(connection, limits, write=False))
             yield connection
 
     @contextmanager
     def open(self) -> Iterator[Reader]:
-        """Open a connection for many reads, each in a transaction."""
-        with self._dialect.open(self._limits) as connection:
+        """Lend a connection for many reads, each in a transaction."""
+        with self._connections.borrowed() as connection:
             yield Reader(connection, lambda: self.transaction(connection))

@@ -17,13 +17,16 @@ from backfill.contracting import DropNotNull, ReplaceColumns
 from backfill.errors import ConfigurationError
 from backfill.operations import StopBackfillSync
 from backfill.retyping import Retyping
-from backfill.steps import Contract, Facts, Fill, Rename, fits
+from backfill.steps import Contract, Fill, Rename
 from backfill.table_changes import NameFor, TableChanges
+from backfill.type_changes import fits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from alembic.operations import MigrateOperation
+
+    from backfill.facts import Facts
 
 
 class Splitter:
@@ -121,7 +124,7 @@ class _Table:
         the first revision what is not the same, where both columns are there."""
         old_sql, new_sql = map(self._facts.quote, (old.name, new.name))
         update, contract = f"UPDATE {self.changes.sql} SET {old_sql}", self.changes.contract
-        contract.downgrade.append(ops.ExecuteSQLOp(f"{update} = {new_sql}, {new_sql} = NULL"))
+        contract.values_back.append(ops.ExecuteSQLOp(f"{update} = {new_sql}, {new_sql} = NULL"))
         if not fits(old.type, new.type):
             return  # a person has decided what becomes of the values
         differs = f" AND ({old_sql} IS NULL OR {old_sql} <> {new_sql})"
@@ -211,7 +214,7 @@ class _Table:
         table, schema = changes.table, changes.schema
         contract.upgrade.append(ops.ModifyTableOps(table, dropped, schema=schema))
         if again:
-            contract.downgrade.insert(0, ops.ModifyTableOps(table, again, schema=schema))
+            contract.columns_back.append(ops.ModifyTableOps(table, again, schema=schema))
 
     def hints(self) -> Iterator[str]:
         """Say what looks like a rename, before a column's values are dropped for it."""

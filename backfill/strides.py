@@ -23,11 +23,12 @@ class Strides:
         """Whether rows are so sparse that one looks further than a chunk writes."""
         return self._longest > rows
 
-    def next(self, size: int, wanted: int) -> int:
-        """Return how many rows to look at: a chunk's `size`, or more for so many pending ones."""
+    def next(self, size: int, wanted: int, *, readers: int = 1) -> int:
+        """Return how many rows to look at: a chunk's `size`, or more for so many pending ones,
+        with a stride for each reader."""
         if not self.are_longer_than(size):
             return size
-        return int(min(self._longest, max(1, self._spacing * wanted * _ROOM)))
+        return int(min(self._longest * readers, max(1, self._spacing * wanted * _ROOM)))
 
     def learn(self, pending: int, scanned: int, *, is_cut: bool = False) -> None:
         """Note how many of the rows were pending; `is_cut`: as many as were wanted, or more."""

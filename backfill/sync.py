@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from backfill import store
 from backfill.dialects import ErrorKind, Limits
-from backfill.dialects.triggers import Place, Script, mentions, unique_columns
+from backfill.dialects.triggers import Place, Script, mentions
 from backfill.errors import DeclarationError, RunFailed, TableBusy
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def checked(target: Target, connection: sa.Connection) -> Triggers:
         raise _unfit(target, problem)
     script = Script(target)
     _check_columns(target, triggers, script)
+    _check_foreign_keys(target, triggers, connection)
     _check_sql(target, triggers, script, connection)
     return triggers
 
@@ -128,6 +129,19 @@ def _check_columns(target: Target, triggers: Triggers, script: Script) -> None:
         )
 
 
+def _check_foreign_keys(target: Target, triggers: Triggers, connection: sa.Connection) -> None:
+    """Refuse columns that a foreign key sets: the triggers would set them back, to a row of the
+    other table that is gone."""
+    acted_on = triggers.acted_on(connection, target.table)
+    for name in target.assignments:
+        if name in acted_on:
+            raise _unfit(
+                target,
+                f"{name!r} is in a foreign key with {acted_on[name]}, and the triggers would take"
+                " back what that has written",
+            )
+
+
 def _check_sql(
     target: Target, triggers: Triggers, script: Script, connection: sa.Connection
 ) -> None:
@@ -145,8 +159,10 @@ def _check_sql(
 
 def advice(target: Target, connection: sa.Connection) -> list[str]:
     """Return what somebody should know before the triggers are there."""
-    name = target.declaration.name
-    refusing = {*unique_columns(connection, target.table), *_checked_columns(target, connection)}
+    name, triggers, script = target.declaration.name, target.dialect.triggers, Script(target)
+    if triggers is None:
+        return []
+    refusing = {*triggers.refusing(connection, target), *_checked_columns(target, connection)}
     return [
         "triggers stay until the gate or `backfill cancel` removes them; a downgrade that drops"
         f' what they write begins with op.stop_backfill_sync("{name}").',
@@ -155,7 +171,13 @@ def advice(target: Target, connection: sa.Connection) -> list[str]:
             " application's statement, not only a chunk of ours."
             for column in sorted(refusing.intersection(target.assignments))
         ),
-        *(target.dialect.triggers.advice(connection, target) if target.dialect.triggers else ()),
+        *(
+            f"{column!r} keeps its old value where a change of its sources leaves none that fits,"
+            " since it takes no NULL, or stands beside a value that is computed from what is"
+            " written: nothing finds such a row."
+            for column in script.stale
+        ),
+        *triggers.advice(connection, target),
     ]
 
 

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 from alembic.operations import ops
 
 from backfill.contracting import SetNotNull
-from backfill.steps import Contract, Facts, Fill
+from backfill.steps import Contract, Fill
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from backfill.facts import Facts
 
 NameFor = Callable[[str, str], str]
 """Gives the name of the backfill of a table's column."""
@@ -111,7 +113,7 @@ class TableChanges:
                 self.table, column, existing_type=not_null_type, schema=self.schema
             )
             self.contract.upgrade.append(operation)
-            self.contract.downgrade.insert(0, operation.reverse())
+            self.contract.demands_off.append(operation.reverse())
         return fill
 
 

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from backfill.runs import Run
 
 
+_DEFAULT_SCHEMA = "backfill_default_schema"
+"""Key of a table's info: the schema in which it is, if it has none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """The table, its key, and what is to be done, as SQLAlchemy constructs."""
@@ -117,6 +121,7 @@ def _reflect(declaration: type[Backfill], dialect: Dialect, connection: sa.Conne
     for column in table.c:
         if isinstance(column.type, sa.JSON):
             column.type.none_as_null = True  # None is NULL, as for every other type
+    table.info[_DEFAULT_SCHEMA] = inspector.default_schema_name
     dialect.complete_reflection(connection, table)
     return table
 
@@ -173,6 +178,9 @@ def _key(
             f"{where}, {', '.join(names)}, is not unique. Name the columns of a primary key or of"
             " a unique constraint in `key`, or add such a constraint."
         )
+    computes = declaration.level is Level.ROWS
+    if doubts := dialect.key_doubts(connection, table, names, computes=computes):
+        raise DeclarationError(f"{where}, {', '.join(names)}, {doubts}.")
     types = [dialect.key_type(column) for column in columns]
     for column, kind in zip(columns, types, strict=True):
         if kind is None:
@@ -225,19 +233,37 @@ def _sql(text: str, kind: Any = None) -> sa.ColumnElement[Any]:
 
 
 def _expression(given: Any, table: sa.Table) -> sa.ColumnElement[Any]:
-    """Rebase an expression on the reflected table, by the names of its columns."""
+    """Rebase an expression on the reflected table, by the names of its columns.
 
-    def rebased(element: Any, **_: Any) -> Any:
-        if not isinstance(element, sa.ColumnClause) or getattr(element, "is_literal", False):
-            return None
-        source = element.table
-        if source is not None and getattr(source, "name", None) != table.name:
+    In a SELECT of its own a bare name is whatever SQL takes it for.
+    """
+
+    def named(element: Any, **_: Any) -> Any:
+        if not _is_name(element) or not _is_same_table(element.table, table):
             return None
         return table.c.get(element.name)
+
+    def rebased(element: Any, **_: Any) -> Any:
+        if isinstance(element, sa.SelectBase | sa.Exists | sa.ScalarSelect):
+            return visitors.replacement_traverse(element, {}, named)
+        if _is_name(element) and element.table is None:
+            return table.c.get(element.name)
+        return named(element)
 
     replaced = visitors.replacement_traverse(_clause(given), {}, rebased)
     assert isinstance(replaced, sa.ColumnElement)
     return replaced
+
+
+def _is_name(element: Any) -> bool:
+    return isinstance(element, sa.ColumnClause) and not getattr(element, "is_literal", False)
+
+
+def _is_same_table(source: Any, table: sa.Table) -> bool:
+    """Whether a table of the declaration's is the reflected one: its schema need not be told."""
+    if not isinstance(source, sa.TableClause) or source.name != table.name:
+        return False
+    return source.schema in (None, table.schema or table.info.get(_DEFAULT_SCHEMA))
 
 
 def _clause(given: Any) -> Any:

@@ -9,27 +9,41 @@ hardly a gap they are arithmetic: between two numbers are no more rows than numb
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
 from backfill.chunks import MOST_SCATTERED, Chunk, Ranged, is_sparse
-from backfill.dialects.triggers import mentions
 from backfill.keys import START, KeyValues
 from backfill.pages import Page, PageReader
 from backfill.strides import Strides
+from backfill.survey import Seen, Survey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from backfill.companion import Companion
     from backfill.keys import Key
     from backfill.targets import Target
 
 _DENSE = 0.95
 """Rows for each number from which on integers have hardly a gap."""
+_LOOSE = 0.2
+"""Rows for each number from which on it pays to look through numbers, gaps and all: a search for
+where a stride of rows ends costs as much as the look itself."""
 _FULL = 0.75
 """A page that is filled so far is not worth another look."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """The pending rows that were found among those in (after, upto]."""
+
+    after: KeyValues
+    upto: KeyValues
+    rows: int
+    found: Page
 
 
 class Walk:
@@ -46,6 +60,7 @@ class Walk:
         quarantined: Sequence[KeyValues] = (),
         *,
         keys_only: bool = False,
+        companion: Companion | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._key = target.key
@@ -54,9 +69,10 @@ class Walk:
         self._clock = clock
         self._strides = Strides()
         self._counts_up = target.key.is_integer and not target.is_custom
-        self._surveys = self._counts_up and not _belongs_in_where(target)
-        self._is_dense = False
+        self._density = 0.0
+        """Rows for each number, as the last look found them."""
         self.pending = pending_condition(target, quarantined)
+        self._survey = Survey(target, self.pending, companion)
         self._reads = target.computes
         self._always_looks = target.computes or target.is_custom
         self._collects = target.key.is_single and not target.is_custom
@@ -66,7 +82,6 @@ class Walk:
         self._keys_reader = PageReader(target, keys_only=True)
         self._bound = Ranged(target.key, self._build_bound)
         self._count = Ranged(target.key, self._build_count)
-        self._surveying = Ranged(target.key, self._build_survey)
         self._page = Ranged(target.key, self._build_page)
         self._whole = Ranged(target.key, self._select)
         self._locked = Ranged(target.key, lambda c: target.dialect.lock(self._select(c)))
@@ -90,6 +105,11 @@ class Walk:
             return self._next_rows(connection, after, upper, size)
         return self._next_pending(connection, after, upper, size, seconds)
 
+    @property
+    def looks_far(self) -> bool:
+        """Whether little is pending, so that the next chunk is cut by a look at many rows."""
+        return self.pending is not None and self._strides.are_longer_than(0)
+
     def _next_of_all(
         self, connection: sa.Connection, after: KeyValues, upper: KeyValues, size: int
     ) -> Chunk:
@@ -104,14 +124,14 @@ class Walk:
         self, connection: sa.Connection, after: KeyValues, upper: KeyValues, size: int
     ) -> Chunk:
         """Return the next `size` rows, pending or not."""
-        end = self._reckoned(after, upper, size)
+        end = self._reckoned(after, upper, size) if self._density > _DENSE else None
         if end is not None and end != upper:
             return Chunk(after, end, size, is_last=False, is_counted=False)
         return Chunk(after, *self.bounded(connection, after, upper, size))
 
     def _reckoned(self, after: KeyValues, upper: KeyValues, stride: int) -> KeyValues | None:
         """Return a key that has no more than `stride` rows up to it, where numbers tell."""
-        numbers = _numbers(after, upper) if self._is_dense else None
+        numbers = _numbers(after, upper)
         if numbers is None:
             return None
         return (after[0] + stride,) if stride < numbers else upper
@@ -143,60 +163,67 @@ class Walk:
         while True:
             is_long = self._strides.are_longer_than(size)
             most = min(size, MOST_SCATTERED) if is_long else size
-            wanted = most - len(page)
-            stride = self._strides.next(size, wanted)
-            end, passed, found = self._look(connection, start, upper, stride, wanted)
-            page, scanned = page + found, scanned + passed
-            strides.append((end, passed))
-            self._learn_density(start, end, passed)
-            self._strides.learn(len(found), passed, is_cut=len(found) >= wanted)
-            is_last = end == upper
+            for look in self._looks(connection, start, upper, size, most - len(page)):
+                page, scanned = page + look.found, scanned + look.rows
+                strides.append((look.upto, look.rows))
+                self._learn_density(look.after, look.upto, look.rows)
+                self._strides.learn(len(look.found), look.rows, is_cut=len(page) >= most)
+                start = look.upto
+            is_last = start == upper
             if is_last or self._is_enough(page, scanned, most) or self._clock() > deadline:
-                return Chunk(after, end, scanned, is_last, page, tuple(strides))
-            start = end
+                return Chunk(after, start, scanned, is_last, page, tuple(strides))
 
-    def _look(
-        self, connection: sa.Connection, after: KeyValues, upper: KeyValues, stride: int, most: int
-    ) -> tuple[KeyValues, int, Page]:
-        """Find the first pending rows, at most so many, of the next `stride` rows.
-
-        Returns where it looked to, the rows up to there, and what it found.
-        """
-        may_survey = self._surveys and self._strides.are_longer_than(0)
-        end = self._reckoned(after, upper, stride) if may_survey else None
-        seen = None if end is None else self._survey(connection, after, end, most)
-        return seen or self._search(connection, after, upper, stride, most)
+    def _looks(
+        self, connection: sa.Connection, after: KeyValues, upper: KeyValues, size: int, wanted: int
+    ) -> list[_Look]:
+        """Find the first pending rows behind `after`, at most as many as are wanted."""
+        may_survey = self._survey.is_possible and self._density > _LOOSE
+        if may_survey and self._strides.are_longer_than(0):
+            looks = self._surveyed(connection, after, upper, size, wanted)
+            if looks:
+                return looks
+        return [self._search(connection, after, upper, self._strides.next(size, wanted), wanted)]
 
     def _search(
         self, connection: sa.Connection, after: KeyValues, upper: KeyValues, stride: int, most: int
-    ) -> tuple[KeyValues, int, Page]:
+    ) -> _Look:
         """Look in two scans, one for the end of the stride and one for the rows; for any key."""
         end, passed, _ = self.bounded(connection, after, upper, stride)
         found = self.page(connection, after, end, most)
         if len(found) == most and found.key(-1) != end:
             end = found.key(-1)
             passed = self._counted(connection, after, end)
-        return end, passed, found
+        return _Look(after, end, passed, found)
 
-    def _survey(
-        self, connection: sa.Connection, after: KeyValues, upto: KeyValues, most: int
-    ) -> tuple[KeyValues, int, Page] | None:
-        """Look in one scan, which counts rows and gathers the keys of those that are pending; None
-        where the database cannot say it so."""
-        statement, parameters = self._surveying.between(after, upto)
-        passed, gathered = connection.execute(statement, parameters).one()
-        numbers = self._dialect.numbers_in(gathered)
-        if numbers is None:
-            self._surveys = False
-            return None
-        keys = sorted(numbers)[:most]
-        if len(keys) < len(numbers):
+    def _surveyed(
+        self, connection: sa.Connection, after: KeyValues, upper: KeyValues, size: int, wanted: int
+    ) -> list[_Look]:
+        """Look in one scan, or in two side by side; nothing where the database cannot."""
+        readers = self._survey.readers()
+        upto = self._reckoned(after, upper, self._strides.next(size, wanted, readers=readers))
+        looks: list[_Look] = []
+        if upto is None:
+            return looks
+        for seen in self._survey.look(connection, after, upto, readers):
+            if seen.pending and not wanted:
+                break
+            looks.append(self._taken(connection, seen, wanted))
+            if looks[-1].upto != seen.upto:
+                break
+            wanted -= len(seen.pending)
+        return looks
+
+    def _taken(self, connection: sa.Connection, seen: Seen, most: int) -> _Look:
+        """Take the first pending rows of what was seen, and no row behind them."""
+        keys, upto, rows = seen.pending[:most], seen.upto, seen.rows
+        if len(keys) < len(seen.pending):
             upto = (keys[-1],)
-            passed = self._counted(connection, after, upto)
+            rows = self._counted(connection, seen.after, upto)
         found = self._keys_reader.of_numbers(keys)
         if self._reader.reads_rows:
-            found = self._rows_of(connection, Chunk(after, upto, passed, is_last=False, page=found))
-        return upto, passed, found
+            chunk = Chunk(seen.after, upto, rows, is_last=False, page=found)
+            found = self._rows_of(connection, chunk)
+        return _Look(seen.after, upto, rows, found)
 
     def _rows_of(self, connection: sa.Connection, chunk: Chunk) -> Page:
         """Read a chunk's pending rows, whose keys are known; some may not be pending any more."""
@@ -223,7 +250,7 @@ class Walk:
     def _learn_density(self, after: KeyValues, upto: KeyValues, rows: int) -> None:
         if self._counts_up:
             numbers = _numbers(after, upto)
-            self._is_dense = numbers is not None and rows > _DENSE * numbers
+            self._density = rows / numbers if numbers else 0.0
 
     def page(self, connection: sa.Connection, after: KeyValues, upto: KeyValues, size: int) -> Page:
         """Read the first `size` pending rows in (after, upto]."""
@@ -286,31 +313,8 @@ class Walk:
     def _build_count(self, condition: sa.ColumnElement[bool]) -> sa.Select[Any]:
         return sa.select(sa.func.count()).select_from(self._table).where(condition)
 
-    def _build_survey(self, condition: sa.ColumnElement[bool]) -> sa.Select[Any]:
-        assert self.pending is not None
-        gathered = self._dialect.gathered(self._key.columns[0], self.pending)
-        return sa.select(sa.func.count(), gathered).select_from(self._table).where(condition)
-
     def _build_page(self, condition: sa.ColumnElement[bool]) -> sa.Select[Any]:
         return self._select(condition).limit(sa.bindparam("size", type_=sa.Integer()))
-
-
-def _belongs_in_where(target: Target) -> bool:
-    """Whether a database may find pending rows without looking at all: by an index, or by a join
-    for a `where` that asks other rows. Both serve a WHERE clause alone."""
-    if target.pending is None:
-        return False
-    text = str(target.pending.compile(dialect=target.dialect.engine.dialect))
-    return mentions(text, "select") or any(
-        _is_partial(index)
-        or not all(isinstance(part, sa.Column) for part in index.expressions)
-        or any(mentions(text, column.name) for column in index.columns)
-        for index in target.table.indexes
-    )
-
-
-def _is_partial(index: sa.Index) -> bool:
-    return any(options.get("where") is not None for options in index.dialect_options.values())
 
 
 def _numbers(after: KeyValues, upto: KeyValues) -> int | None:

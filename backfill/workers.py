@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from backfill.budget import Budget
     from backfill.chunks import Chunk
+    from backfill.companion import Companion
     from backfill.dialects import Limits
     from backfill.retries import Policy
     from backfill.runs import KeyRange, Lease
@@ -71,6 +72,7 @@ class Worker:
         report: Callable[[Event], object],
         *,
         trail: Trail | None = None,
+        companion: Companion | None = None,
         waits: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -88,7 +90,7 @@ class Worker:
         self.trail = trail or Trail()
         self.name = target.declaration.name
         quarantined = [failure.key for failure in store.failures(run)]
-        self.walk = Walk(target, quarantined)
+        self.walk = Walk(target, quarantined, companion=companion)
         self.blind_walk = Walk(target, quarantined, keys_only=True)
         """Goes where the values of a row cannot be read."""
         self.writer = writer_for(target, self.walk)
@@ -251,7 +253,7 @@ class Worker:
         chunk: Chunk | None = None
         self.writer.forget()
         try:
-            if self.writer.computes:
+            if self.writer.computes or self._looks_before_it_locks:
                 with self.session.transaction(write=False) as connection:
                     chunk = self._cut(connection, size)
                 return self._compute_and_commit(chunk)
@@ -271,6 +273,11 @@ class Worker:
             with self.session.transaction(write=False) as connection:
                 chunk = self._cut(connection, size, self.blind_walk)
             return self.isolation.isolate(chunk, None)  # perhaps not those that were unreadable
+
+    @property
+    def _looks_before_it_locks(self) -> bool:
+        """Whether a long look would keep everybody waiting, where there is one lock for all."""
+        return self.dialect.one_writer and self.walk.looks_far and not self.target.is_custom
 
     def _cut(self, connection: sa.Connection, size: int, walk: Walk | None = None) -> Chunk:
         return (walk or self.walk).next(

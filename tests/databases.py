@@ -38,6 +38,7 @@ CAPABILITIES: Mapping[str, str] = {
     "native_uuid": "UUIDs have a column type of their own.",
     "zoned_times": "Timestamps with a time zone have a column type of their own.",
     "arrays": "A column can hold an array.",
+    "inheritance": "A table shows the rows of tables that inherit from it.",
     "nan": "A float can be infinite, or not a number.",
     "custom_types": "Users can make types of their own.",
     "colon_casts": "`x::text` is a cast.",
@@ -57,6 +58,9 @@ CAPABILITIES: Mapping[str, str] = {
     "history_list": "Old versions of rows are kept apart until they are purged.",
     "deferred_constraints": "A foreign key can be looked at when the transaction is committed.",
     "cut_values": "What GROUP_CONCAT gives is cut off at a length that a session may set.",
+    "firing_actions": "What a foreign key sets by itself fires the table's triggers.",
+    "silent_actions": "What a foreign key sets by itself fires no trigger.",
+    "late_numbers": "A column that the database numbers is 0 while triggers look at its new row.",
     "generic_plans": "A prepared statement can be planned once, for any parameters.",
 }
 
@@ -65,14 +69,17 @@ CAPABILITIES_OF: Mapping[str, frozenset[str]] = {
         {
             *("partial_indexes", "expression_indexes", "unreadable_values"),
             *("attached_files", "untyped_columns", "stale_statistics", "deferred_constraints"),
+            "firing_actions",
         }
     ),
     "postgresql": frozenset(CAPABILITIES)
-    - {"plain_engines", "attached_files", "untyped_columns", "history_list", "cut_values"},
+    - {"plain_engines", "attached_files", "untyped_columns", "history_list", "cut_values"}
+    - {"silent_actions", "late_numbers"},
     "mariadb": frozenset(
         {
             *("server", "row_locks", "idle_timeout", "native_uuid", "plain_engines"),
             *("exact_numbers", "history_list", "cut_values"),
+            *("silent_actions", "late_numbers"),
         }
     ),
 }

@@ -28,7 +28,7 @@ from backfill.dialects.watchdog import Watchdog, connect_in_time, connecting
 from backfill.errors import CommitUnknown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from sqlalchemy.types import TypeEngine
 
@@ -139,7 +139,10 @@ class Dialect(DriverErrors):
         if not connection.closed and not connection.invalidated:
             driver: Any = connection.connection.dbapi_connection
             connection.invalidate()
-            self.engine.dialect.do_terminate(driver)
+            try:
+                self.engine.dialect.do_terminate(driver)
+            except Exception as error:  # as PyMySQL, where the server has hung up
+                logger.debug("closed already: %s", type(error).__name__)
         connection.close()
 
     def begin(self, connection: sa.Connection, limits: Limits, *, write: bool) -> None:
@@ -232,6 +235,18 @@ class Dialect(DriverErrors):
         """Return `column IN (...)`, of values of a type that are bound as a list to a name."""
         return column.in_(sa.bindparam(name, type_=kind, expanding=True))
 
+    def key_among(
+        self,
+        columns: Sequence[sa.ColumnElement[Any]],
+        kinds: Sequence[TypeEngine[Any]],
+        keys: Sequence[Sequence[Any]],
+    ) -> sa.ColumnElement[bool]:
+        """Return the condition that columns have the values of one of these keys."""
+        if len(columns) == 1:
+            values = [key[0] for key in keys]
+            return columns[0].in_(sa.bindparam(None, values, type_=kinds[0], expanding=True))
+        return sa.tuple_(*columns, types=kinds).in_(keys)
+
     def gathered(
         self, column: sa.Column[Any], condition: sa.ColumnElement[bool]
     ) -> sa.ColumnElement[Any]:
@@ -256,6 +271,15 @@ class Dialect(DriverErrors):
     ) -> bool:
         """Whether a column that is not declared NOT NULL cannot be null all the same."""
         return False
+
+    def key_doubts(
+        self, connection: sa.Connection, table: sa.Table, names: Collection[str], *, computes: bool
+    ) -> str | None:
+        """Say why rows may share a key that is declared to be unique; None: they cannot.
+
+        `computes`: each row's values are found by its key.
+        """
+        return None
 
     def complete_reflection(self, connection: sa.Connection, table: sa.Table) -> None:
         """Note in the table what SQLAlchemy's reflection leaves out."""

@@ -36,6 +36,9 @@ class BulkUpdate:
         raise NotImplementedError  # pragma: no cover - abstract
 
 
+SENT = "_backfill"
+"""How the names of what is sent begin: a `where` stands beside them, and names columns plainly."""
+
 UNSENDABLE = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 """What Python, or a driver without saying that it is its own, raises for a value to be sent."""
 

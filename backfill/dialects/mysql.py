@@ -50,7 +50,7 @@ _KINDS: dict[int, ErrorKind] = {
     **dict.fromkeys((1062, 1048, 1264, 1265, 1292, 1366, 1406, 1451, 1452), ErrorKind.DATA),
     **dict.fromkeys((3819, 4025, 1365, 1411, 1644, 1690), ErrorKind.DATA),
     **dict.fromkeys((1216, 1217, 1242, 1367, 1369, 1441, 1525, 1586), ErrorKind.DATA),
-    **dict.fromkeys((3140, 3141, 4038), ErrorKind.DATA),
+    **dict.fromkeys((3140, 3141, 4038, 1153), ErrorKind.DATA),
     **dict.fromkeys((1146, 1050, 1054, 1060, 1061, 1064, 1091, 1305), ErrorKind.SCHEMA),
     **dict.fromkeys((1044, 1045, 1142, 1143, 1227, 1419), ErrorKind.RIGHTS),
     **dict.fromkeys((1030, 1034, 126, 145), ErrorKind.DAMAGE),

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 
 from backfill.dialects.base import BINARY_TYPES
-from backfill.dialects.bulk import BulkUpdate, ExecutemanyUpdate
+from backfill.dialects.bulk import SENT, BulkUpdate, ExecutemanyUpdate
 from backfill.dialects.mysql_types import Time
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ class JsonTableUpdate(BulkUpdate):
         self, target: Target, narrow: sa.ColumnElement[bool], document: sa.ColumnElement[Any]
     ) -> sa.Update:
         table, key = target.table, target.key
-        names = [f"k{i}" for i in range(len(key.columns))]
-        names += [f"w{i}" for i in range(len(self._writes))]
+        names = [f"{SENT}_k{i}" for i in range(len(key.columns))]
+        names += [f"{SENT}_w{i}" for i in range(len(self._writes))]
         kinds = [_transport(column) for column in key.columns] + ["LONGTEXT"] * len(self._writes)
         paths = ", ".join(
             f"{name} {kind} PATH '$[{i}]'"
@@ -60,19 +60,19 @@ class JsonTableUpdate(BulkUpdate):
         source = sa.func.json_table(
             document,
             sa.literal_column(f"'$[*]' COLUMNS ({paths})"),
-        ).table_valued(*names, name="computed")
+        ).table_valued(*names, name=f"{SENT}_rows")
         return (
             sa.update(table)
             .where(
                 *(
-                    column == _arrived(column, source.c[f"k{i}"])
+                    column == _arrived(column, source.c[f"{SENT}_k{i}"])
                     for i, column in enumerate(key.columns)
                 )
             )
             .where(narrow)
             .values(
                 {
-                    name: _arrived(table.c[name], source.c[f"w{i}"], compared=False)
+                    name: _arrived(table.c[name], source.c[f"{SENT}_w{i}"], compared=False)
                     for i, name in enumerate(self._writes)
                 }
             )

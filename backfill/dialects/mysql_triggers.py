@@ -55,8 +55,7 @@ class MariaDBTriggers(Triggers):
         return None
 
     def is_unknown(self, column: sa.Column[Any]) -> bool:
-        is_counted = column.primary_key and column.autoincrement is True
-        return column.computed is not None or is_counted
+        return column.computed is not None or column.autoincrement is True
 
     def advice(self, connection: sa.Connection, target: Target) -> list[str]:
         user = connection.execute(sa.text("SELECT CURRENT_USER()")).scalar_one()
@@ -148,7 +147,9 @@ class _Body:
                 f"IF NOT ({LABEL} <=> {literal(label_of(self.place.backfill))}) THEN",
                 "BEGIN",
                 *self._variables(),
-                "  DECLARE EXIT HANDLER FOR SQLEXCEPTION BEGIN END;",
+                "  DECLARE EXIT HANDLER FOR SQLEXCEPTION BEGIN",
+                *(self._revoke() if self.is_update else ()),
+                "  END;",
                 *(() if self.is_update else self._forget()),
                 *self._take("NEW"),
                 *(self._take_back() if self.is_update else ()),
@@ -252,14 +253,36 @@ class _Body:
         yield from self._take("OLD")
         yield from self._compute("was", following)
         for name in following:
-            i, column = list(self.values).index(name), self.script.quote(name)
+            i = list(self.values).index(name)
             needed = f" AND _backfill_now_{i} IS NOT NULL" if self.script.required([name]) else ""
-            yield (
-                f"    IF BINARY NEW.{column} <=> BINARY OLD.{column}"
-                f" AND BINARY OLD.{column} <=> BINARY _backfill_was_{i}{needed} THEN"
-            )
-            yield f"      SET NEW.{column} = _backfill_now_{i};"
+            yield f"    IF {self._is_ours(name)}{needed} THEN"
+            yield f"      SET NEW.{self.script.quote(name)} = _backfill_now_{i};"
             yield "    END IF;"
+
+    def _is_ours(self, name: str) -> str:
+        i, column = list(self.values).index(name), self.script.quote(name)
+        return (
+            f"BINARY NEW.{column} <=> BINARY OLD.{column}"
+            f" AND BINARY OLD.{column} <=> BINARY _backfill_was_{i}"
+        )
+
+    def _revoke(self) -> Iterator[str]:
+        """Where values cannot follow, none are better than old ones, if the row is pending then;
+        and if all are ours, since the walk would write all of them."""
+        revocable, columns = self.script.revocable, list(self.values)
+        if not revocable:
+            return
+        yield "  DECLARE EXIT HANDLER FOR SQLEXCEPTION BEGIN END;"
+        yield from self._take("OLD")
+        yield from self._compute("was", columns)
+        yield from self._take("NEW")
+        for name in revocable:
+            if name in self.used:
+                yield from self._set(name, "NULL")
+        yield f"    IF {' AND '.join(map(self._is_ours, columns))} AND ({self.pending}) THEN"
+        for name in revocable:
+            yield f"      SET NEW.{self.script.quote(name)} = NULL;"
+        yield "    END IF;"
 
     def _compute(self, kind: str, columns: Sequence[str]) -> Iterator[str]:
         for i, name in enumerate(self.values):

@@ -72,6 +72,8 @@ _KINDS = {
     "58030": ErrorKind.DAMAGE,  # io_error
 }
 _SAMPLED = 20_000
+_MOST_IN_TEN_PAGES = 3_000
+"""Rows of four bytes, the least that the planner assumes."""
 _HAS_XMIN = "backfill_has_xmin"
 _RAW = (pg.CITEXT, pg.DOMAIN, pg.HSTORE, sa.types.NullType, sa.JSON)
 """Items of arrays that are better read as the driver gives them: it leaves most of these as text,
@@ -198,6 +200,18 @@ class PostgreSQL(Dialect):
         array = pg.ARRAY(sa.BigInteger)
         return column == sa.any_(sa.cast(sa.bindparam(name, type_=array), array))
 
+    def key_among(self, columns: Any, kinds: Any, keys: Any) -> Any:
+        """A list of constants that are rows would be planned one by one."""
+        if len(columns) == 1 and isinstance(kinds[0], sa.Integer):
+            array = pg.ARRAY(sa.BigInteger)
+            numbers = sa.literal([key[0] for key in keys], array)
+            return columns[0] == sa.any_(sa.cast(numbers, array))
+        if len(columns) == 1:
+            return super().key_among(columns, kinds, keys)
+        named = [sa.column(f"k{i}", kind) for i, kind in enumerate(kinds)]
+        values = sa.values(*named, name="_backfill_keys").data([tuple(key) for key in keys])
+        return sa.tuple_(*columns).in_(sa.select(values))
+
     def gathered(
         self, column: sa.Column[Any], condition: sa.ColumnElement[bool]
     ) -> sa.ColumnElement[Any]:
@@ -218,6 +232,18 @@ class PostgreSQL(Dialect):
         table.info[_HAS_XMIN] = bool(rows) and rows[0].has_xmin
         table.info[_IS_ONE_HEAP] = bool(rows) and rows[0].is_one_heap
 
+    def key_doubts(self, connection: Any, table: Any, names: Any, *, computes: bool) -> str | None:
+        given = {"table": self._quoted(table), "names": sorted(names)}
+        found = connection.execute(_KEY_FACTS, given).one()
+        if not found.is_enforced:
+            return "has a unique index that is INVALID, since CREATE INDEX CONCURRENTLY has failed"
+        if computes and found.has_children:
+            return (
+                "does not hold for the tables that inherit from this one, whose rows it shows: give"
+                " each of them a class of its own, or use `values`"
+            )
+        return None
+
     @property
     def upkeep(self) -> PostgreSQLUpkeep:
         return PostgreSQLUpkeep(self)
@@ -227,9 +253,17 @@ class PostgreSQL(Dialect):
         return PostgreSQLRights(self)
 
     def row_estimate(self, connection: sa.Connection, table: sa.Table) -> int:
-        """Ask the planner: it scales its statistics to the file's size of this moment."""
+        """Ask the planner: it scales its statistics to the file's size of this moment. Without
+        statistics it takes a small file for one of ten pages: such a one is counted."""
         every_row = sa.select(sa.literal(1)).select_from(table)
-        return int(_explained(connection, every_row)["Plan Rows"])
+        planned = int(_explained(connection, every_row)["Plan Rows"])
+        if planned > _MOST_IN_TEN_PAGES:
+            return planned
+        name = {"table": self._quoted(table)}
+        count = sa.select(sa.func.count()).select_from(table).scalar_subquery()
+        counted = sa.select(sa.case((_IS_TINY, count)))  # PostgreSQL counts only if it is so
+        found = connection.execute(counted, name).scalar()
+        return planned if found is None else int(found)
 
     def row_bytes(self, connection: sa.Connection, table: sa.Table) -> int | None:
         """Ask the statistics of the columns. What is kept outside of the row (TOAST) counts as
@@ -378,6 +412,16 @@ def _nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
     return [plan] + [node for child in plan.get("Plans", ()) for node in _nodes(child)]
 
 
+_KEY_FACTS = sa.text(
+    "SELECT EXISTS (SELECT FROM pg_index AS i"
+    "  WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid AND i.indpred IS NULL"
+    "  AND (SELECT array_agg(CAST(a.attname AS text) ORDER BY CAST(a.attname AS text))"
+    "       FROM pg_attribute AS a WHERE a.attrelid = c.oid AND a.attnum"
+    "       = ANY ((CAST(i.indkey AS int2[]))[0:i.indnkeyatts - 1])) = CAST(:names AS text[])"
+    " ) AS is_enforced,"
+    " c.relkind = 'r' AND EXISTS (SELECT FROM pg_inherits WHERE inhparent = c.oid) AS has_children"
+    " FROM pg_class AS c WHERE c.oid = CAST(:table AS regclass)"
+).bindparams(sa.bindparam("names", type_=pg.ARRAY(sa.Text())))
 _COLUMN_TYPES = sa.text(
     "SELECT attname, attndims,"
     " format_type(COALESCE(NULLIF(t.typbasetype, 0), t.oid), NULL) AS kind,"
@@ -389,6 +433,12 @@ _COLUMN_TYPES = sa.text(
     " LEFT JOIN pg_type AS b ON b.oid = t.typbasetype"
     " LEFT JOIN pg_am AS a ON a.oid = relam"
     " WHERE attrelid = CAST(:table AS regclass) AND attnum > 0 AND NOT attisdropped"
+)
+# Before PostgreSQL 14 a table without statistics has zero `reltuples`, as an empty one has.
+_IS_TINY = sa.text(
+    "EXISTS (SELECT FROM pg_class WHERE oid = CAST(:table AS regclass) AND reltuples <= 0"
+    " AND relkind = 'r' AND NOT relhassubclass"
+    " AND pg_relation_size(oid) <= 10 * CAST(current_setting('block_size') AS integer))"
 )
 _OLDER_WRITER = sa.text(
     "SELECT pid, application_name FROM pg_stat_activity"

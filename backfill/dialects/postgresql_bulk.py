@@ -28,7 +28,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
-from backfill.dialects.bulk import UNSENDABLE, BulkUpdate, Overtaken
+from backfill.dialects.bulk import SENT, UNSENDABLE, BulkUpdate, Overtaken
 from backfill.errors import UnsendableValue
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ _TEXTS = frozenset({"text", "character varying"})
 _DOCUMENTS = frozenset({"json", "jsonb"})
 
 
+_VERSION = f"{SENT}_version"
 _TAKES_PACKED = "backfill_takes_packed"
 """Key of a connection's info: whether it talks UTF-8, as packed text does."""
 
@@ -108,14 +109,14 @@ class UnnestUpdate(BulkUpdate):
         self._fallback = target.dialect.row_by_row(target, writes)
         dumps = getattr(target.dialect.engine.dialect, "_json_serializer", None) or json.dumps
         self._columns = [
-            *(_Column(f"k{i}", column, dumps) for i, column in enumerate(key.columns)),
-            *(_Column(f"w{i}", table.c[name], dumps) for i, name in enumerate(writes)),
+            *(_Column(f"{SENT}_k{i}", column, dumps) for i, column in enumerate(key.columns)),
+            *(_Column(f"{SENT}_w{i}", table.c[name], dumps) for i, name in enumerate(writes)),
         ]
         width = len(key.columns)
         keys, values = self._columns[:width], self._columns[width:]
-        sent = [(c.name, c.element) for c in self._columns] + [("version", _XID)] * verifies
+        sent = [(c.name, c.element) for c in self._columns] + [(_VERSION, _XID)] * verifies
         arrays = [_rows_of(name, element) for name, element in sent]
-        source = sa.select(*arrays).subquery("computed")
+        source = sa.select(*arrays).subquery(f"{SENT}_rows")
         self._statement = (
             sa.update(table)
             .where(*(c == k.arrived(source) for c, k in zip(key.columns, keys, strict=True)))
@@ -125,7 +126,7 @@ class UnnestUpdate(BulkUpdate):
         if verifies:
             version = target.dialect.row_version(table)
             assert version is not None
-            self._statement = self._statement.where(version == source.c.version)
+            self._statement = self._statement.where(version == source.c[_VERSION])
 
     def write(
         self,
@@ -151,18 +152,18 @@ class UnnestUpdate(BulkUpdate):
         send = self._send if connection.info.get(_TAKES_PACKED, True) else _send_literal
         values = [*page.key_columns, *([o[name] for o in outputs] for name in self._writes)]
         bound = {
-            f"_{column.name}": send(column.element, column.encoded(items))
+            column.name: send(column.element, column.encoded(items))
             for column, items in zip(self._columns, values, strict=True)
         }
         if self._verifies:
-            bound["_version"] = send(_XID, page.versions)
+            bound[_VERSION] = send(_XID, page.versions)
         return bound
 
 
 def _rows_of(name: str, element: _Element) -> sa.ColumnElement[Any]:
     """Return an array's items, a row each. In a SELECT list arrays run beside each other (manual,
     38.5.9); in FROM each is first stored as a whole (measured: 6 % of a run)."""
-    array = sa.bindparam(f"_{name}", type_=sa.types.NullType())
+    array = sa.bindparam(name, type_=sa.types.NullType())
     return sa.func.unnest(sa.cast(array, _Named(f"{element.name}[]"))).label(name)
 
 

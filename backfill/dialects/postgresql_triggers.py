@@ -16,9 +16,11 @@ from backfill.dialects.triggers import (
     Place,
     Script,
     Triggers,
+    changing_action,
     execute,
     label_of,
     literal,
+    mentions,
 )
 from backfill.errors import RunFailed, TableBusy
 
@@ -51,11 +53,41 @@ class PostgreSQLTriggers(Triggers):
     def is_unknown(self, column: sa.Column[Any]) -> bool:
         return column.computed is not None
 
+    def acted_on(self, connection: sa.Connection, table: sa.Table) -> dict[str, str]:
+        found = {}
+        for key in sa.inspect(connection).get_foreign_keys(table.name, table.schema):
+            options = key["options"]
+            action = changing_action(
+                on_delete=options.get("ondelete"), on_update=options.get("onupdate")
+            )
+            if action is not None:
+                found.update(dict.fromkeys(key["constrained_columns"], action))
+        return found
+
+    def refusing(self, connection: sa.Connection, target: Target) -> set[str]:
+        """Asked for their text: an expression, a predicate or an exclusion may hold a column."""
+        table = {"table": self.preparer.format_table(target.table)}
+        definitions = connection.execute(_REFUSING, table).scalars().all()
+        return {
+            column.name
+            for column in target.table.c
+            if any(mentions(definition, column.name) for definition in definitions)
+        }
+
     def advice(self, connection: sa.Connection, target: Target) -> list[str]:
         names = ", ".join(map(repr, target.assignments))
+        asked = {
+            "table": self.preparer.format_table(target.table),
+            "column": next(iter(target.assignments)),
+        }
         return [
             f"INSERT … RETURNING gives {names} as the application wrote them: the triggers fill a"
-            " row after it is inserted."
+            " row after it is inserted.",
+            *(
+                f"trigger {name!r} of {target.table.fullname!r} fires once more at an INSERT, when"
+                " the triggers of `sync` fill the new row by an UPDATE. See that this does no harm."
+                for name in connection.execute(_FIRED, asked).scalars()
+            ),
         ]
 
     def ddl(self, connection: sa.Connection, target: Target, place: Place) -> list[str]:
@@ -132,18 +164,18 @@ class PostgreSQLTriggers(Triggers):
     def _function(self, connection: sa.Connection, place: Place, event: str, body: str) -> str:
         """Return the DDL of a function.
 
-        Whoever may insert need not be allowed to update, so that the one after an INSERT has its
-        owner's rights; with such, temporary tables must not come before others in its path.
+        Whoever may insert need not be allowed to update, nor to read other tables that the values
+        look at, so that it has its owner's rights, as the walk has them; with such, temporary
+        tables must not come before others in its path.
         """
         tag = "$backfill$"
         while tag in body:
             tag = f"{tag[:-1]}_$"
         name = self.quoted(_function_name(place, event), place.schema)
         path = connection.execute(_PATH).scalar_one()
-        rights = " SECURITY DEFINER" if event == "INSERT" else ""
         return (
             f"CREATE OR REPLACE FUNCTION {name}() RETURNS trigger"
-            f" LANGUAGE plpgsql{rights} SET search_path = {path} AS {tag}{body}{tag}"
+            f" LANGUAGE plpgsql SECURITY DEFINER SET search_path = {path} AS {tag}{body}{tag}"
         )
 
     def _trigger(self, place: Place, event: str) -> str:
@@ -221,11 +253,7 @@ def _head(script: _Script) -> list[str]:
 
 
 def _touch(script: _Script) -> str:
-    """Let the other trigger fill a row that is pending, now that it is known to be inserted.
-
-    The UPDATE stands outside of the block that catches errors: in it, each row would cost a
-    subtransaction with an id of its own, and many of these slow down the whole server.
-    """
+    """Let the other trigger fill a row that is pending, now that it is known to be inserted."""
     quote, key = script.quote, script.target.key.names
     column = quote(script.columns[0])
     here = " AND ".join(f"t.{quote(name)} = NEW.{quote(name)}" for name in key)
@@ -233,15 +261,13 @@ def _touch(script: _Script) -> str:
         [
             *_head(script),
             "BEGIN",
-            "  BEGIN",
             f"PERFORM 1 FROM ({script.over(script.row_of('NEW'), [], pending=True)}) AS pending;",
-            "  EXCEPTION WHEN OTHERS THEN",
-            "    RETURN NULL;  -- stays pending; the application's statement goes on",
-            "  END;",
             "  IF FOUND THEN",
             f"    UPDATE {script.table} AS t SET {column} = t.{column} WHERE {here};",
             "  END IF;",
             "  RETURN NULL;",
+            "EXCEPTION WHEN OTHERS THEN",
+            "  RETURN NULL;  -- stays pending; the application's statement goes on",
             "END ",
         ]
     )
@@ -272,6 +298,7 @@ def _fill(script: _Script) -> str:
             "  END IF;",
             "  RETURN NEW;",
             "EXCEPTION WHEN OTHERS THEN",
+            *_revoke(script),
             "  RETURN _backfill_given;  -- stays pending; the application's statement goes on",
             "END ",
         ]
@@ -300,14 +327,51 @@ def _value_that_follows(script: _Script, name: str) -> str:
     column = script.quote(name)
     needed = f" AND _backfill_now.{column} IS NOT NULL" if script.required([name]) else ""
     return (
-        f"      CASE WHEN NEW.{column}::text IS NOT DISTINCT FROM OLD.{column}::text"
-        f" AND OLD.{column}::text IS NOT DISTINCT FROM _backfill_was.{column}::text{needed}"
+        f"      CASE WHEN {_is_ours(script, name)}{needed}"
         f" THEN _backfill_now.{column} ELSE NEW.{column} END"
     )
 
 
+def _is_ours(script: _Script, name: str, new: str = "NEW") -> str:
+    column = script.quote(name)
+    return (
+        f"{new}.{column}::text IS NOT DISTINCT FROM OLD.{column}::text"
+        f" AND OLD.{column}::text IS NOT DISTINCT FROM _backfill_was.{column}::text"
+    )
+
+
+def _revoke(script: _Script) -> Iterator[str]:
+    """Where values cannot follow, none are better than old ones, if the row is pending then; and
+    if all are ours, since the walk would write all of them."""
+    if not script.revocable:
+        return
+    columns = script.columns
+    ours = [f"({_is_ours(script, name, '_backfill_given')})" for name in columns]
+    yield "  BEGIN"
+    yield "    _backfill_was := OLD;"
+    yield script.over(script.row_of("OLD"), columns, pending=False)
+    yield f"    INTO {_fields('_backfill_was', script, columns)};"
+    yield "    _backfill_now := _backfill_given;"
+    for name in script.revocable:
+        yield f"    _backfill_now.{script.quote(name)} := NULL;"
+    pending = script.over(script.row_of("_backfill_now"), [], pending=True)
+    yield f"    PERFORM 1 FROM ({pending}) AS pending"
+    yield f"    WHERE {' AND '.join([script.is_tied, *ours])};"
+    yield "    IF FOUND THEN"
+    yield "      RETURN _backfill_now;"
+    yield "    END IF;"
+    yield "  EXCEPTION WHEN OTHERS THEN"
+    yield "    NULL;"
+    yield "  END;"
+
+
 def _fields(record: str, script: _Script, columns: Sequence[str]) -> str:
     return ", ".join(f"{record}.{script.quote(name)}" for name in columns)
+
+
+def _plain(path: str) -> str:
+    """Return SQL that compares search paths however they were written."""
+    return f"translate(lower({path}), ' \"', '')"
 
 
 _FOUND = sa.text(
@@ -319,15 +383,32 @@ _FOUND = sa.text(
     " AND CASE WHEN CAST(:schema AS text) IS NULL THEN pg_function_is_visible(p.oid)"
     " ELSE nspname = CAST(:schema AS text) END"
 ).bindparams(sa.bindparam("functions", expanding=True), sa.bindparam("triggers", expanding=True))
+_FUNCTION_PATH = "concat_ws(', ', nullif(current_setting('search_path'), ''), 'pg_temp')"
+_OURS = f"'search_path=' || {_FUNCTION_PATH}"
+"""What a function keeps that was made with this search path. Out of sight only such a one may be
+taken for ours: with a schema for each tenant all have functions of one name."""
 _NAMED = sa.text(
     "SELECT DISTINCT nspname AS schema, coalesce(relname, proname) AS table"
     " FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = pronamespace"
     " LEFT JOIN (pg_trigger JOIN pg_class AS c ON c.oid = tgrelid AND NOT relispartition)"
     " ON tgfoid = p.oid WHERE proname IN :functions AND pronargs = 0"
-    " AND prorettype = CAST('trigger' AS regtype) AND pg_function_is_visible(p.oid)"
+    " AND prorettype = CAST('trigger' AS regtype) AND (pg_function_is_visible(p.oid)"
+    " OR pg_has_role(proowner, 'USAGE') AND EXISTS (SELECT FROM unnest(proconfig) AS said"
+    f" WHERE {_plain('said')} = {_plain(_OURS)}))"
 ).bindparams(sa.bindparam("functions", expanding=True))
-_PATH = sa.text("SELECT concat_ws(', ', nullif(current_setting('search_path'), ''), 'pg_temp')")
+_PATH = sa.text(f"SELECT {_FUNCTION_PATH}")
 _KIND = sa.text("SELECT relkind, relhassubclass FROM pg_class WHERE oid = CAST(:table AS regclass)")
+_REFUSING = sa.text(
+    "SELECT regexp_replace(pg_get_indexdef(indexrelid),"
+    " '^.*? USING | INCLUDE [(][^)]*[)]', '', 'g') FROM pg_index"
+    " WHERE indrelid = CAST(:table AS regclass) AND (indisunique OR indisexclusion)"
+)
+_FIRED = sa.text(
+    "SELECT tgname FROM pg_trigger WHERE tgrelid = CAST(:table AS regclass) AND NOT tgisinternal"
+    " AND tgenabled <> 'D' AND tgtype & 16 <> 0 AND tgname NOT LIKE 'zz\\_backfill\\_sync\\_%'"
+    " AND (cardinality(tgattr) = 0 OR (SELECT attnum FROM pg_attribute WHERE attrelid = tgrelid"
+    " AND attname = :column) = ANY (tgattr)) ORDER BY 1"
+)
 _ONE_AT_A_TIME = sa.text("SELECT pg_advisory_xact_lock(hashtext(:name))")
 _RIGHTS = sa.text(
     "SELECT nspname, rolname AS owner, pg_has_role(relowner, 'USAGE') AS is_owner,"

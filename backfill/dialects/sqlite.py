@@ -73,6 +73,8 @@ _OF_THE_SCHEMA = ("no such", "already exists", "duplicate column name")
 _ABOUT_A_VALUE = ("malformed JSON", "Could not decode to UTF-8")
 _OPCODES_PER_CHECK = 20_000
 _FEW_ROWS = 8
+_SMALLEST_ROW = 4
+"""Bytes (sqlite.org/fileformat2, B-tree cells): pointer, lengths and rowid take that much."""
 _JOURNAL = "backfill_journal"
 """Key of a connection's info: how it kept its rollback journal when we got it."""
 _CONSTRAINT = re.compile(r"^(?:NOT NULL|UNIQUE|CHECK) constraint failed: ([\w., ]+)$")
@@ -216,7 +218,8 @@ class SQLite(Dialect):
         return SQLiteUpkeep(self)
 
     def row_estimate(self, connection: sa.Connection, table: sa.Table) -> int | None:
-        """Take the span of the rowids: one seek at each end, and an upper bound of the rows."""
+        """Take the span of the rowids: one seek at each end, and an upper bound of the rows. Where
+        ids are no counters it is far too much, and what fits into the file is the bound."""
         rowid: sa.ColumnElement[int] = sa.literal_column("rowid")
         ends = [
             sa.select(rowid).select_from(table).order_by(order).limit(1).scalar_subquery()
@@ -226,7 +229,14 @@ class SQLite(Dialect):
             low, high = connection.execute(sa.select(*ends)).one()
         except sa.exc.OperationalError:
             return None  # WITHOUT ROWID keeps no such number
-        return 0 if high is None else int(high) - int(low) + 1
+        if high is None:
+            return 0
+        schema = self.engine.dialect.identifier_preparer.quote(table.schema or "main")
+        count, size = (
+            connection.exec_driver_sql(f"PRAGMA {schema}.{name}").scalar_one()
+            for name in ("page_count", "page_size")
+        )
+        return min(int(high) - int(low) + 1, int(count) * int(size) // _SMALLEST_ROW)
 
     def row_bytes(self, connection: sa.Connection, table: sa.Table) -> int | None:
         """Look at the first few rows: SQLite keeps no statistics of that kind."""

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from backfill.dialects.triggers import Place, Script, Triggers, execute, unique_columns
+from backfill.dialects.triggers import (
+    Place,
+    Script,
+    Triggers,
+    changing_action,
+    execute,
+    mentions,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +28,7 @@ class SQLiteTriggers(Triggers):
     def unfit(self, connection: sa.Connection, target: Target) -> str | None:
         """Refuse what would harm the application: INSERT OR REPLACE hands its REPLACE on to the
         triggers, and a function that only our connection knows fails its statements."""
-        unique = unique_columns(connection, target.table)
+        unique = self.refusing(connection, target)
         for column in target.assignments:
             if column in unique:
                 return (
@@ -36,6 +43,31 @@ class SQLiteTriggers(Triggers):
                     " does not have it would fail"
                 )
         return None
+
+    def acted_on(self, connection: sa.Connection, table: sa.Table) -> dict[str, str]:
+        """Asked by a PRAGMA: SQLAlchemy does not read what stands with a column."""
+        names = {"table": table.name, "schema": table.schema or "main"}
+        found = {}
+        for row in connection.execute(_FOREIGN_KEYS, names):
+            action = changing_action(on_delete=row.on_delete, on_update=row.on_update)
+            if action is not None:
+                found[row.name] = action
+        return found
+
+    def refusing(self, connection: sa.Connection, target: Target) -> set[str]:
+        """Asked for the text of indexes: SQLAlchemy does not read those on expressions."""
+        table, master = target.table, self.quoted("sqlite_master", target.table.schema)
+        indexes = sa.text(
+            f"SELECT substr(sql, instr(sql, '(')) FROM {master} WHERE type = 'index'"
+            " AND tbl_name = :table AND sql LIKE 'CREATE UNIQUE%'"
+        )
+        names = {"table": table.name, "schema": table.schema or "main"}
+        texts = connection.execute(indexes, names).scalars().all()
+        constrained = connection.execute(_UNIQUE, names).scalars().all()
+        return {
+            *constrained,
+            *(c.name for c in table.c if any(mentions(text, c.name) for text in texts)),
+        }
 
     def advice(self, connection: sa.Connection, target: Target) -> list[str]:
         script = Script(target)
@@ -106,6 +138,8 @@ def _bodies(target: Target, place: Place, triggers: Triggers) -> dict[str, str]:
     fill = _update(script, script.columns, pending=True)
     again = f"{fill} AND NOT {_just_written(script)}"
     follow = [_update(script, [name], also=_follows(script, name)) for name in script.following]
+    if script.revocable:
+        follow.append(_revoke(script))
     return {
         f"{place.name}_insert": f"AFTER INSERT ON {table} FOR EACH ROW BEGIN\n{fill};\nEND",
         f"{place.name}_update": f"AFTER UPDATE ON {table} FOR EACH ROW BEGIN\n"
@@ -119,13 +153,9 @@ def _update(
 ) -> str:
     """Return an UPDATE of the row that was written, as it is stored: only there do its columns
     have their affinities. What a constraint refuses is left as it is."""
-    target = script.target
-    here = sa.table(target.table.name, *(sa.column(c.name, c.type) for c in target.table.c))
+    target, here = script.target, _stored(script)
     values: dict[Any, Any] = {c: script.on(here, target.assignments[c]) for c in columns}
-    statement = sa.update(here).prefix_with("OR IGNORE").values(values)
-    for name in target.key.names:
-        written: sa.ColumnElement[Any] = sa.literal_column(f"NEW.{script.quote(name)}")
-        statement = statement.where(here.c[name] == written)
+    statement = _of_the_row(script, here).values(values)
     if pending:
         assert target.pending is not None
         statement = statement.where(script.on(here, target.pending))
@@ -134,6 +164,44 @@ def _update(
     if also:
         statement = statement.where(sa.literal_column(f"({also})"))
     return script.text(statement)
+
+
+def _stored(script: Script) -> sa.TableClause:
+    table = script.target.table
+    return sa.table(table.name, *(sa.column(c.name, c.type) for c in table.c))
+
+
+def _of_the_row(script: Script, here: sa.TableClause) -> sa.Update:
+    statement = sa.update(here).prefix_with("OR IGNORE")
+    for name in script.target.key.names:
+        written: sa.ColumnElement[Any] = sa.literal_column(f"NEW.{script.quote(name)}")
+        statement = statement.where(here.c[name] == written)
+    return statement
+
+
+def _revoke(script: Script) -> str:
+    """Where values did not follow, since a constraint refused them, none are better than old
+    ones, if the row is pending then; and if all are ours, since the walk would write all."""
+    here = _stored(script)
+    was_refused = " OR ".join(
+        f"{name} IS NEW.{name} COLLATE BINARY AND ({value}) IS NOT {name} COLLATE BINARY"
+        for name, value in (
+            (script.quote(column), script.text(script.on(here, script.target.assignments[column])))
+            for column in script.columns
+        )
+    )
+    without = ", ".join(
+        f"{'NULL' if column.name in script.revocable else name} AS {name}"
+        for column, name in ((c, script.quote(c.name)) for c in script.target.table.c)
+    )
+    pending = script.over(f"SELECT {without}", script.columns, pending=True)
+    conditions = [
+        *(_follows(script, name) for name in script.columns),
+        f"({was_refused})",
+        f"EXISTS ({pending})",
+    ]
+    statement = _of_the_row(script, here).values(dict.fromkeys(script.revocable, sa.null()))
+    return script.text(statement.where(sa.literal_column(" AND ".join(conditions))))
 
 
 def _just_written(script: Script) -> str:
@@ -163,7 +231,13 @@ _RAISING = (
 """What raises for malformed JSON, and `abs` for the smallest integer (sqlite.org/json1.html,
 lang_corefunc.html)."""
 _OUR_FUNCTIONS = sa.text("SELECT DISTINCT name FROM pragma_function_list WHERE NOT builtin")
-
+_FOREIGN_KEYS = sa.text(
+    'SELECT "from" AS name, on_delete, on_update FROM pragma_foreign_key_list(:table, :schema)'
+)
+_UNIQUE = sa.text(
+    "SELECT i.name FROM pragma_index_list(:table, :schema) AS l"
+    " JOIN pragma_index_info(l.name, :schema) AS i WHERE l.origin = 'u'"
+)
 _INSTALLED = sa.text(
     "SELECT tbl_name AS table_name, name FROM sqlite_master WHERE type = 'trigger'"
     " AND name LIKE 'backfill|_sync|_%' ESCAPE '|' ORDER BY 1, 2"

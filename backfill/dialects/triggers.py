@@ -67,6 +67,15 @@ class Triggers:
         """Whether a column gets its value only after the triggers."""
         return False
 
+    def acted_on(self, connection: sa.Connection, table: sa.Table) -> dict[str, str]:
+        """Return the columns that a foreign key changes by itself in a way that fires triggers,
+        each with what it says, like ON DELETE SET NULL."""
+        return {}
+
+    def refusing(self, connection: sa.Connection, target: Target) -> set[str]:
+        """Return the columns that an index may refuse a value of."""
+        return unique_columns(connection, target.table)
+
     def advice(self, connection: sa.Connection, target: Target) -> list[str]:
         """Return what somebody should know of such triggers on this database."""
         return []
@@ -85,7 +94,7 @@ class Triggers:
 
     def named(self, connection: sa.Connection, name: str, backfill: str) -> list[Place]:
         """Return where triggers are that begin with a name, in the schemas that are looked at
-        where none is given."""
+        where none is given, and in others where they are certainly ours."""
         raise NotImplementedError
 
     def install(self, connection: sa.Connection, target: Target, place: Place) -> bool:
@@ -157,6 +166,28 @@ class Script:
             column
             for column, value in self.target.assignments.items()
             if not any(mentions(self.text(value), name) for name in written)
+        ]
+
+    @cached_property
+    def revocable(self) -> list[str]:
+        """The columns that become NULL where they cannot follow their sources any further.
+
+        None where a value is computed from what is written: pending again, it would be applied
+        twice.
+        """
+        if self.following != self.columns:
+            return []
+        return [name for name in self.columns if self.target.table.c[name].nullable]
+
+    @property
+    def stale(self) -> list[str]:
+        """The columns that keep an old value there, and which nothing would find."""
+        columns = self.target.table.c.keys()
+        return [
+            name
+            for name in self.following
+            if name not in self.revocable
+            and any(mentions(self.text(self.target.assignments[name]), other) for other in columns)
         ]
 
     def required(self, columns: Iterable[str]) -> list[str]:
@@ -236,6 +267,15 @@ def unique_columns(connection: sa.Connection, table: sa.Table) -> set[str]:
         if index["unique"]:
             names.update(name for name in index["column_names"] if name is not None)
     return names
+
+
+def changing_action(*, on_delete: str | None, on_update: str | None) -> str | None:
+    """Return what a foreign key says that changes its own columns; None if it leaves them."""
+    if on_delete is not None and on_delete.upper().startswith("SET "):
+        return f"ON DELETE {on_delete.upper()}"
+    if on_update is not None and on_update.upper().startswith(("SET ", "CASCADE")):
+        return f"ON UPDATE {on_update.upper()}"
+    return None
 
 
 def literal(text: str) -> str:

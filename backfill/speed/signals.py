@@ -96,7 +96,8 @@ class WebAddress(_Own):
 
 
 class Query(_Own):
-    """Asks the database: the first column of the first row is the answer."""
+    """Asks the database: the first column of the first row is the answer, a number only. Its text
+    may be a row's, and is never told."""
 
     name = "`throttle_query`"
 
@@ -108,9 +109,15 @@ class Query(_Own):
         try:
             with reader() as connection:
                 plain = connection.execution_options(no_parameters=True)  # a % is just that
-                return _answer(self.name, plain.exec_driver_sql(self._sql).scalar())
+                answer = plain.exec_driver_sql(self._sql).scalar()
         except SQLAlchemyError as error:
             return _switch(True, f"{self.name} fails: {describe(error, self._dialect)}")
+        number = _number(answer)
+        if 0 <= number <= 1:
+            return _share(self.name, number)
+        returned = _kind(answer) if math.isnan(number) else "another number"
+        wanted = "must return one number between 0 (free) and 1 (stop); it returned"
+        return _switch(True, f"{self.name} {wanted} {returned}")
 
 
 class Method(_Own):
@@ -137,13 +144,26 @@ def _answer(name: str, answer: Any) -> Reading:
         return _switch(bool(answer), f"{name}: {answer}")
     if answer is None or isinstance(answer, bool):
         return _switch(bool(answer), f"{name} says wait")
-    try:
-        number = float(answer)
-    except (TypeError, ValueError):
-        number = math.nan
+    number = _number(answer)
     if math.isnan(number):
-        kind = type(answer).__name__
+        kind = _kind(answer)
         return _switch(True, f"{name} must give a number, a truth value or a text, not {kind}")
+    return _share(name, number)
+
+
+def _number(answer: Any) -> float:
+    """Return what is a number, or is written as one; NaN for anything else."""
+    try:
+        return float(answer)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
+def _kind(answer: Any) -> str:
+    return "nothing" if answer is None else type(answer).__name__
+
+
+def _share(name: str, number: float) -> Reading:
     return Reading.of(f"{name} says", number, "", warn=0.0, stop=1.0)
 
 

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from backfill.connections import Connections
 from backfill.dialects import ErrorKind, Limits
-from backfill.errors import LeaseLost, StateError
+from backfill.errors import LeaseLost, StateError, StateRefused
 from backfill.runs import TRANSITIONS, Status, Terms, check_transition, taken_back
 from backfill.store import quarantine, ranges, runs
 from backfill.store.placing import keep_in, schema_of
@@ -26,6 +27,7 @@ from backfill.tables import NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from backfill.dialects import Dialect
     from backfill.keys import KeyValues
@@ -48,8 +50,13 @@ logger = logging.getLogger(__name__)
 _LIMITS = Limits(lock_timeout=10, statement_timeout=15, idle_timeout=10, label="backfill: state")
 """Waiting here holds nothing that the application wants; and a server that keeps silent is given
 up before a lease of the default length is over."""
-_REUSABLE_SECONDS = 5.0
-"""A connection idle for longer may have been cut by a pooler or a firewall."""
+_UNWRITABLE = {
+    ErrorKind.READ_ONLY: "This session is read-only, and nothing was changed: the server is a"
+    " replica, or is set so (PostgreSQL: `default_transaction_read_only`; MariaDB, MySQL:"
+    " `read_only`, `transaction_read_only`). Give the primary's URL with `--url`, or change that.",
+    ErrorKind.UNWRITABLE: "This user may not write to the database's file, or to its folder, and"
+    " nothing was changed. Call it as the user who runs the backfill.",
+}
 _CREATE_TRIES = 5
 _CREATE_SECONDS = 0.5
 _CLAIMABLE = (Status.PENDING, Status.RUNNING, Status.FAILED)
@@ -132,48 +139,39 @@ class Store:
         self._dialect = dialect
         self._version_table = version_table
         """Of the project whose runs are created here."""
-        self._spare: list[tuple[float, sa.Connection]] = []
-        """Open connections that nobody uses, and since when."""
-        self._keeps_open = False
+        self._connections = Connections(dialect, _LIMITS)
 
-    @contextmanager
-    def transaction(self, *, write: bool = True) -> Iterator[sa.Connection]:
+    def transaction(self, *, write: bool = True) -> AbstractContextManager[sa.Connection]:
         """Run one transaction on a connection that nobody else uses."""
-        connection = self._connection()
-        try:
-            with self._dialect.transaction(connection, _LIMITS, write=write):
-                yield connection
-        except BaseException:
-            self._dialect.close(connection)
-            raise
-        if self._keeps_open:
-            self._spare.append((time.monotonic(), connection))
-        else:
-            self._dialect.close(connection)
+        return self._connections.transaction(write=write)
 
-    @contextmanager
-    def kept_open(self) -> Iterator[None]:
-        """Use connections again while this lasts: to open one costs more than most of our SQL."""
-        self._keeps_open = not self._dialect.is_async  # there, each belongs to its thread
-        try:
-            yield
-        finally:
-            self._keeps_open = False
-            while self._spare:
-                self._dialect.close(self._spare.pop()[1])
-
-    def _connection(self) -> sa.Connection:
-        while self._spare:
-            with suppress(IndexError):  # another thread took it
-                since, connection = self._spare.pop()
-                if time.monotonic() - since < _REUSABLE_SECONDS:
-                    return connection
-                self._dialect.close(connection)
-        return self._dialect.open(_LIMITS)
+    def kept_open(self) -> AbstractContextManager[None]:
+        """Use connections again while this lasts."""
+        return self._connections.kept_open()
 
     @property
     def dialect(self) -> Dialect:
         return self._dialect
+
+    @contextmanager
+    def refusals_told(self, *, at_once: bool = False) -> Iterator[None]:
+        """Wrap SQL on our tables alone: a missing right raises StateRefused, with the GRANT; so
+        does, `at_once`, a read-only database, which others try again: it may be a failover."""
+        try:
+            yield
+        except sa.exc.DBAPIError as error:
+            kind = self._dialect.error_kind(error)
+            if kind is ErrorKind.RIGHTS:
+                raise StateRefused(self._missing_right()) from error
+            if at_once and kind in _UNWRITABLE:
+                raise StateRefused(_UNWRITABLE[kind]) from error
+            raise
+
+    def _missing_right(self) -> str:
+        with suppress(sa.exc.SQLAlchemyError), self.transaction(write=False) as connection:
+            for one in self._dialect.rights.on_state(connection, NAMES, schema_of(connection)):
+                return f"{one.what}. {one.remedy};"
+        return "This user may not write to the state tables; `backfill doctor` shows the GRANT."
 
     def exists(self) -> bool:
         """Whether the tables are there. Raises StateError if they are a newer version's."""

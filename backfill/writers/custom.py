@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from backfill.dialects import ErrorKind
 from backfill.dialects.base import NO_COMMIT
 from backfill.errors import DeclarationError
 from backfill.keys import alike
@@ -15,9 +16,11 @@ from backfill.statements import ChunkStatements
 from backfill.writers.base import Writer, Written
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from backfill.chunks import Chunk
+    from backfill.dialects import Dialect
+    from backfill.keys import KeyValues
     from backfill.targets import Target
     from backfill.walk import Walk
 
@@ -28,36 +31,92 @@ class CustomWriter(Writer):
     def __init__(self, target: Target, walk: Walk) -> None:
         super().__init__(target, walk)
         self.declaration = target.declaration()
+        self._may_lock: bool | None = None
+        """Whether this user may lock rows of the table; None: not tried yet."""
 
     def write(self, connection: sa.Connection, chunk: Chunk) -> Written:
-        if chunk.is_empty:
+        if chunk.page is None:
+            chunk = self.walk.whole_page(connection, chunk)
+        assert chunk.page is not None
+        keys = chunk.page.keys
+        if not self.target.dialect.one_writer:
+            keys = self._held(connection, keys)
+        if not keys:
             return Written(0)
-        if not self.target.dialect.update_gives_way:
-            self.walk.locked(connection, chunk)
-        statements = ChunkStatements(self.target.table, self._condition(chunk))
+        condition = self._condition(keys)
+        if self.walk.pending is not None:
+            condition = sa.and_(condition, self.walk.pending)
+        statements = ChunkStatements(self.target.table, condition)
         with _in_one_piece(connection, self.target.declaration.name):
             changed = self.declaration.apply(connection, statements)
-        if changed is None:
-            changed = chunk.scanned if chunk.page is None else len(chunk.page)
-        return Written(_count(changed, self.target.declaration.name))
+        return Written(_count(changed, self.target.declaration.name, len(keys)))
 
-    def _condition(self, chunk: Chunk) -> sa.ColumnElement[bool]:
-        """Return the chunk's condition with its values inside: it must stand alone."""
-        key = self.target.key
-        low, high, inclusive = chunk.after, chunk.upto, False
-        if chunk.telling_page is not None:
-            low, high, inclusive = chunk.telling_page.key(0), chunk.telling_page.key(-1), True
-        within = key.between(
-            key.constants(low) if low else (),
-            key.constants(high),
-            alike=alike(low, high),
-            inclusive=inclusive,
+    def _held(self, connection: sa.Connection, keys: Sequence[KeyValues]) -> list[KeyValues]:
+        """Lock rows, where this user may, and return the keys of those that are pending still:
+        the application must not change them between two statements."""
+        if not keys:
+            return []
+        if self._may_lock is None:
+            with _unless_forbidden(connection, self.target.dialect) as refused:
+                held = self._read(connection, self.target.dialect.lock(self._looking(keys)))
+            self._may_lock = not refused
+            return held if self._may_lock else self._held(connection, keys)
+        looking = self._looking(keys)
+        return self._read(
+            connection, self.target.dialect.lock(looking) if self._may_lock else looking
         )
-        return within if self.walk.pending is None else sa.and_(within, self.walk.pending)
+
+    def _looking(self, keys: Sequence[KeyValues]) -> sa.Select[Any]:
+        """By the keys alone: an index of what is pending would be locked beyond these rows."""
+        pending = sa.true() if self.walk.pending is None else self.walk.pending
+        is_pending = sa.case((pending, 1), else_=0)
+        key = self.target.key
+        return (
+            sa.select(*key.selected, is_pending)
+            .select_from(self.target.table)
+            .where(self._condition(keys))
+            .order_by(*key.columns)
+        )
+
+    def _read(self, connection: sa.Connection, looking: sa.Select[Any]) -> list[KeyValues]:
+        return [tuple(row[:-1]) for row in connection.execute(looking) if row[-1]]
+
+    def _condition(self, keys: Sequence[KeyValues]) -> sa.ColumnElement[bool]:
+        """Return the condition of these rows with its values inside: it must stand alone.
+
+        Where others write it lists them all, since they may insert between two statements.
+        """
+        key = self.target.key
+        if key.is_single and not self.target.dialect.one_writer:
+            return key.among(keys)
+        low, high = keys[0], keys[-1]
+        within = key.between(
+            key.constants(low), key.constants(high), alike=alike(low, high), inclusive=True
+        )
+        return within if self.target.dialect.one_writer else sa.and_(within, key.among(keys))
 
 
-def _count(changed: Any, name: str) -> int:
-    """Return a number of rows. Raises DeclarationError for what is none."""
+@contextmanager
+def _unless_forbidden(connection: sa.Connection, dialect: Dialect) -> Iterator[list[str]]:
+    """Take back what this user has no right to; says so in the list."""
+    refused: list[str] = []
+    savepoint = connection.begin_nested()
+    try:
+        yield refused
+    except sa.exc.DBAPIError as error:
+        if dialect.error_kind(error) is not ErrorKind.RIGHTS:
+            raise
+        savepoint.rollback()
+        refused.append(dialect.error_code(error))
+    else:
+        savepoint.commit()
+
+
+def _count(changed: Any, name: str, rows: int) -> int:
+    """Return a number of rows, all of them where none is told. Raises DeclarationError for what
+    is no number."""
+    if changed is None:
+        return rows
     with suppress(TypeError):
         if (number := index(changed)) >= 0:
             return number

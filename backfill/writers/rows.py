@@ -214,15 +214,17 @@ class RowsWriter(Writer):
     def _many(self, page: Page, pulse: Callable[[], None]) -> list[Output]:
         pulse()
         try:
-            outputs = list(self.declaration.transform_chunk(list(page.given())))
+            returned: Any = self.declaration.transform_chunk(list(page.given()))
+            outputs = None if returned is None else list[Output](returned)
         except _RAISED as error:
             return self._halved(page, error, pulse)
-        if len(outputs) != len(page):
+        if outputs is None or len(outputs) != len(page):
+            many = "nothing" if outputs is None else f"{len(outputs)} results"
             raise DeclarationError(
                 f"{self.declaration.name}: transform_chunk() got {len(page)} rows and returned"
-                f" {len(outputs)} results; return one for each row, None to leave a row as it is."
+                f" {many}; return one for each row, None to leave a row as it is."
             )
-        return list[Output](outputs)
+        return outputs
 
     def _failed(self, error: BaseException) -> _Bad:
         self.first_stack = self.first_stack or stack(error)

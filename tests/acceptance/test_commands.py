@@ -265,10 +265,52 @@ def test_new_takes_no_name_that_is_taken(declared: AlembicProject) -> None:
     assert declared.backfill("list").returncode == 0
 
 
+def test_a_watched_status_ends_quietly(declared: AlembicProject) -> None:
+    """As people see it, and as a program reads it: an array a line."""
+    for options, lines in (((), 2), (("--json",), 1)):
+        watching = declared.start("status", "--watch", *options)
+        wait_until(lambda: watching.read_stdout().count("\n") >= 2 * lines, watching)  # noqa: B023
+        watching.send_signal(SIGINT)
+        assert watching.wait(PATIENCE_SECONDS) == 0
+        assert watching.read_stderr() == ""
+        if "--json" in options:
+            for line in watching.read_stdout().splitlines():
+                assert json.loads(line)[0]["name"] == "fill_doubled"
+
+
 def test_unknown_name_is_told_with_close_ones(declared: AlembicProject) -> None:
     for command in ("run", "status"):
         done = declared.backfill(command, "fill_dubled")
         assert_one_line_error(done, "Did you mean fill_doubled?", code=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["run", "--nice", "-1"], "nice"),
+        (["run", "--workers", "0"], "workers"),
+        (["run", "--dry-run", "--rows-per-second", "0"], "rows_per_second"),
+        (["run", "--window", "22-6"], "window"),
+        (["run", "--max-failures", "-1"], "max_failures"),
+        (["upgrade", "--processes", "0"], "processes"),
+        (["plan", "--chunk-size", "0"], "chunk_size"),
+        (["set", "fill_doubled", "nice=x"], "nice"),
+        (["set", "fill_doubled", "workers=2"], "cannot be changed while a run lasts"),
+        (["set", "fill_doubled", "no_such_setting=2"], "unknown setting"),
+    ],
+)
+def test_impossible_values_on_the_command_line_are_usage_errors(
+    declared: AlembicProject, engine: sa.Engine, arguments: list[str], told: str
+) -> None:
+    assert_one_line_error(declared.backfill(*arguments), told, code=2)
+    assert not any(doubled for _, _, doubled, _ in rows(engine))
+
+
+def test_impossible_values_in_the_environment_are_no_usage_errors(
+    declared: AlembicProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BACKFILL_NICE", "-1")
+    assert_one_line_error(declared.backfill("run"), "The environment sets nice", code=1)
 
 
 def test_steering_twice_is_calm(declared: AlembicProject) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING
 
@@ -40,9 +41,12 @@ from backfill import Backfill
 
 def upgrade():
     op.add_column("customers", sa.Column("full_name", sa.Text))
+    op.add_column("customers", sa.Column("in_sync", sa.String(5)))
 
 
 def downgrade():
+    op.stop_backfill_sync("in_sync")
+    op.drop_column("customers", "in_sync")
     op.drop_column("customers", "full_name")
 
 
@@ -65,6 +69,15 @@ class Mend(Backfill):
         if row.id == 7 and not __import__("os").path.exists("mended"):
             raise ValueError
         return {"full_name": row.first.lower()}
+
+
+class InSync(Backfill):
+    """With triggers, which are the owner's."""
+
+    table = "customers"
+    where = "in_sync IS NULL"
+    values = {"in_sync": "CASE WHEN first <> 'F7' THEN first ELSE 'too long' END"}
+    sync = True
 
 
 class Overreach(Backfill):
@@ -112,6 +125,16 @@ class Users:
                 if statement.strip():
                     connection.exec_driver_sql(statement)
 
+    def place(self, table: str) -> str:
+        """The application's table, as an administrator names it."""
+        return table if self.database.name == "postgresql" else f"{self.name}.{table}"
+
+    def longer(self, column: str) -> str:
+        """Of ALTER TABLE: let a column take more."""
+        if self.database.name == "postgresql":
+            return f"ALTER {column} TYPE text"
+        return f"MODIFY {column} varchar(20)"
+
     def be(self, user: str) -> AlembicProject:
         passwords = {"migrate": "one of its own", "run": "another one", "watch": "a third one"}
         url = self.url.set(username=f"{self.name}_{user}", password=passwords[user])
@@ -143,6 +166,11 @@ def users(project: AlembicProject, database: Database) -> Iterator[Users]:
     users.remove()
 
 
+STEERING = (
+    ["pause", "fill_full_name"],
+    ["cancel", "fill_full_name"],
+    ["set", "fill_full_name", "nice=1"],
+)
 WATCHING = ("status", "list", "check", "verify", "failures")
 
 
@@ -153,8 +181,8 @@ def test_each_user_can_do_what_is_theirs(users: Users) -> None:
 
     run = users.be("run")
     doctor = run.backfill("doctor", "--ignore=not-watched")
-    assert "missing-privilege" in doctor.stdout, "of the class that writes too much"
-    assert doctor.stdout.count("missing-privilege") == 1
+    assert "missing-privilege" in doctor.stdout, "of the classes that write too much"
+    assert doctor.stdout.count("missing-privilege") == 2
     assert_said(run.backfill("plan", "fill_full_name"), (0,))
     assert_said(run.backfill("run", "fill_full_name", "--limit=100", "--workers=2"), (3,))
     assert_said(run.backfill("pause", "fill_full_name"), (0,))
@@ -176,17 +204,66 @@ def test_each_user_can_do_what_is_theirs(users: Users) -> None:
     assert '"status": "stale"' in users.be("watch").backfill("status", "--json").stdout
 
 
+def test_a_backfill_with_triggers_is_run_by_the_migrate_user(users: Users) -> None:
+    """Also where it is the first of all, and the run user goes on with others."""
+    migrate = users.be("migrate")
+    assert_said(migrate.backfill("run", "in_sync"), (5,))
+    assert_said(users.be("run").backfill("run", "fill_full_name"), (0,))
+    users.execute(f"ALTER TABLE {users.place('customers')} {users.longer('in_sync')}")
+    assert_said(users.be("migrate").backfill("failures", "--retry", "in_sync"), (0,))
+    assert_said(users.be("watch").backfill("check", "in_sync", "fill_full_name"), (0,))
+
+
+def test_a_right_on_the_state_tables_is_no_matter_of_a_row(users: Users) -> None:
+    run = users.be("run")
+    assert_said(run.backfill("run", "mend"), (5,))
+    (users.project.directory / "mended").touch()
+    user, host = f"{users.name}_run", "" if users.database.name == "postgresql" else "@'%'"
+    table = f"{users.name}_backfill.backfill_failure"
+    everything = table if not host else f"{users.name}_backfill.*"
+    users.execute(f"REVOKE DELETE ON {everything} FROM {user}{host}")
+    refused = run.backfill("failures", "--retry", "mend")
+    assert_said(refused, (1,))
+    assert "GRANT " in refused.stderr
+    assert "backfill_failure" in refused.stderr
+    assert "quarantine" not in refused.stderr
+    (kept,) = json.loads(run.backfill("failures", "--json", "mend").stdout)
+    assert (kept["attempts"], "ValueError" in kept["error"]) == (1, True)
+    users.execute(f"GRANT DELETE ON {everything} TO {user}{host}")
+    assert_said(run.backfill("failures", "--retry", "mend"), (0,))
+
+
+def test_a_session_that_is_read_only_is_told(users: Users) -> None:
+    run = users.be("run")
+    assert_said(run.backfill("run", "fill_full_name", "--limit=100"), (3,))
+    is_postgresql = users.database.name == "postgresql"
+    role = f"ALTER ROLE {users.name}_run SET default_transaction_read_only = on"
+    users.execute(role if is_postgresql else "SET GLOBAL read_only = 1")
+    try:
+        for command in STEERING:
+            refused = run.backfill(*command)
+            assert_said(refused, (1,))
+            assert "This session is read-only" in refused.stderr
+    finally:
+        if not is_postgresql:
+            users.execute("SET GLOBAL read_only = 0")
+
+
 def test_nobody_can_do_more(users: Users) -> None:
     run = users.be("run")
     refused = run.backfill("run", "overreach")
     assert refused.returncode == 1
     assert "a privilege is missing" in refused.stderr
-    assert_said(run.backfill("run", "fill_full_name"), (0,))
+    assert_said(run.backfill("run", "fill_full_name", "--limit=100"), (3,))
     watch = users.be("watch")
     for command in (["run", "mend"], ["pause", "mend"], ["failures", "--retry", "mend"]):
         done = watch.backfill(*command)
         assert (done.returncode, "Traceback" in done.stderr) in ((0, False), (1, False))
-    assert_said(watch.backfill("cancel", "mend"), (1,))
+    for command in STEERING:
+        refused = watch.backfill(*command)
+        assert_said(refused, (1,))
+        assert "may not" in refused.stderr
+        assert re.search("GRANT .* ON .*backfill_run", refused.stderr), refused.stderr
     engine = sa.create_engine(users.url, poolclass=sa.NullPool)
     place = f"{users.name}_backfill"
     assert "backfill_run" not in sa.inspect(engine).get_table_names()

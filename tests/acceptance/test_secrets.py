@@ -376,6 +376,7 @@ def test_settings_that_are_wrong(cage: Cage) -> None:
         f"throttle_url = https://me:{IN_ROWS}@127.0.0.1:1/health",
         f"throttle_url = https://127.0.0.1:1/health?token={IN_ROWS}",
         f"throttle_query = SELECT 1 WHERE '{IN_ROWS}' LIKE 'a%'",
+        "throttle_query = SELECT given FROM items",
         f"replicas = 127.0.0.1:1\n  postgresql://me:{IN_ROWS}@127.0.0.1:1/x",
         f"window = https://me:{IN_ROWS}@host/",
     ):

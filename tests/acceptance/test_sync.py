@@ -8,6 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests.acceptance.counting import status
+from tests.acceptance.shapes import edit_env
 
 if TYPE_CHECKING:
     from tests.projects import AlembicProject
@@ -49,6 +50,22 @@ import backfill
 def upgrade():
     op.require_backfill("fill_doubled")
     op.create_table("later", sa.Column("id", sa.Integer, primary_key=True))
+"""
+STOP = """
+import backfill
+
+
+def upgrade():
+    op.stop_backfill_sync("fill_doubled")
+    op.create_table("later", sa.Column("id", sa.Integer, primary_key=True))
+"""
+WRITE_FROM_OUTSIDE = """
+def upgrade():
+    other = sa.create_engine(op.get_bind().engine.url)
+    with other.begin() as connection:
+        connection.execute(sa.text("SET LOCAL lock_timeout = '1s'"))
+        connection.execute(sa.text("INSERT INTO items (id, amount) VALUES (500, 1)"))
+    other.dispose()
 """
 MODELS = """
 import sqlalchemy as sa
@@ -99,6 +116,49 @@ def test_triggers_stay_until_the_gate_lets_through(
     with engine.connect() as connection:
         query = sa.text("SELECT what FROM backfill_event WHERE what LIKE 'sync%' ORDER BY id")
         assert connection.execute(query).scalars().all() == ["sync installed", "sync removed"]
+
+
+@pytest.mark.requires("transactional_ddl")
+@pytest.mark.parametrize("body", [GATE, STOP])
+@pytest.mark.parametrize("more", ["", " isolation_level='AUTOCOMMIT',"])
+def test_nobody_waits_for_the_revisions_behind_their_end(
+    declared: AlembicProject, engine: sa.Engine, body: str, more: str
+) -> None:
+    """All revisions of an upgrade share a transaction, if there is any."""
+    edit_env(declared, ("poolclass=pool.NullPool,", f"poolclass=pool.NullPool,{more}"))
+    assert declared.backfill("run").returncode == 0
+    declared.revision("c3", down="b2", body=body)
+    declared.revision("d4", down="c3", body=WRITE_FROM_OUTSIDE)
+    declared.alembic("upgrade", "head")
+    assert status(declared)["sync"] is False
+    assert doubled(engine, 501) is None
+
+
+@pytest.mark.requires("transactional_ddl")
+def test_half_a_revision_is_not_kept_with_their_end(
+    declared: AlembicProject, engine: sa.Engine
+) -> None:
+    assert declared.backfill("run").returncode == 0
+    too_late = STOP.replace(
+        "    op.stop", '    op.create_table("half", sa.Column("id", sa.Integer))\n    op.stop'
+    )
+    declared.revision("c3", down="b2", body=f"{too_late}    raise SystemExit('by the test')\n")
+    assert declared.alembic("upgrade", "head", check=False).returncode != 0
+    assert not sa.inspect(engine).has_table("half")
+    assert doubled(engine, 500) == 1000  # and the triggers are back
+
+
+@pytest.mark.requires("transactional_ddl")
+def test_a_transaction_of_env_py_stays_whole(declared: AlembicProject, engine: sa.Engine) -> None:
+    assert declared.backfill("run").returncode == 0
+    edit_env(declared, ("with connectable.connect() as", "with connectable.begin() as"))
+    failing = f"{STOP}    raise SystemExit('by the test')\n"
+    declared.revision("c3", down="b2", body=failing)
+    assert declared.alembic("upgrade", "head", check=False).returncode != 0
+    assert doubled(engine, 500) == 1000
+    declared.revision("c3", down="b2", body=GATE)
+    declared.alembic("upgrade", "head")
+    assert doubled(engine, 501) is None
 
 
 def test_cancel_removes_them_during_a_run_and_after_it(

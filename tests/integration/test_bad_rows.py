@@ -11,10 +11,11 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 
 from backfill import Backfill, quarantine, tables
-from backfill.errors import DeclarationChanged
+from backfill.dialects import dialect_for
+from backfill.errors import DeclarationChanged, InvalidTransition
 from backfill.isolation import Isolation
 from backfill.planner import make_plan
-from backfill.runs import Outcome
+from backfill.runs import Outcome, Status
 from backfill.settings import Settings, resolve
 from backfill.store import Store
 from tests.integration.support import Ran, Row, bound, complete, failures, make, read, run, status
@@ -111,6 +112,43 @@ class Applied(Declares):
     def apply(self, connection: sa.Connection, chunk: Any) -> None:
         columns = chunk.table.c
         connection.execute(chunk.update().values(name=columns.given, n=columns.n + 1))
+
+
+SPREAD = range(0, 3000, 25)
+"""Keys of the rows that are pending, among many that are not."""
+
+
+def test_parts_of_few_rows_far_apart_do_not_pass_what_lies_between(engine: sa.Engine) -> None:
+    """They are looked up by their keys, like the chunk that they are parts of."""
+    given = {i: f"{CANARY} refused" if i == SPREAD[50] else f"{CANARY} {i}" for i in range(3000)}
+    things = make(
+        engine,
+        "things",
+        sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("given", sa.String(60), nullable=False),
+        sa.Column("name", sa.String(60)),
+        sa.Column("n", sa.Integer, nullable=False),
+        sa.CheckConstraint("name NOT LIKE '%refused%'", name="no_refused"),
+        rows=[
+            {"id": i, "given": g, "name": None if i in SPREAD else "", "n": 0}
+            for i, g in given.items()
+        ],
+    )
+    sent = list[str]()
+
+    def note(_: Any, _cursor: Any, sql: str, *_more: Any) -> None:
+        if "UPDATE" in sql and "things SET" in sql:
+            sent.append(sql)
+
+    sa.event.listen(engine, "before_cursor_execute", note)
+    ran = run(engine, InSql, chunk_size=100)
+    assert ran.outcome is Outcome.QUARANTINED
+    assert [one["key"] for one in failures(engine, InSql)] == [[SPREAD[50]]]
+    assert read(engine, things, "n") == [int(i in SPREAD and i != SPREAD[50]) for i in range(3000)]
+    assert sum(ran.numbers("chunk", "scanned")) == 3000
+    first_lookup = next(i for i, sql in enumerate(sent) if "id >" not in sql and "id <" not in sql)
+    assert len(sent[first_lookup:]) > 5
+    assert not [sql for sql in sent[first_lookup:] if "id >" in sql or "id <" in sql]
 
 
 CASES = [
@@ -216,6 +254,16 @@ def test_bad_rows_stand_alone_without_where(engine: sa.Engine) -> None:
     assert retry(engine, OnAll) == (len(BAD), 0)
     complete(engine, OnAll)
     assert read(engine, things, "n") == [1] * (ROWS + 1)
+
+
+def test_a_row_that_may_not_be_tried_is_not_blamed(engine: sa.Engine) -> None:
+    make_things(engine)
+    assert run(engine, InSql).outcome is Outcome.QUARANTINED
+    Store(dialect_for(engine)).move(InSql.name, Status.CANCELLED)
+    before = failures(engine, InSql)
+    with pytest.raises(InvalidTransition):
+        retry(engine, InSql)
+    assert failures(engine, InSql) == before
 
 
 @pytest.mark.parametrize("way", [InSql, Raising])
@@ -637,9 +685,17 @@ class ReturningTooFew(Declares):
         return [{"name": f"{CANARY} {row.id}"} for row in rows[1:]]
 
 
+class ReturningNothing(Declares):
+    writes = ("name",)
+
+    def transform_chunk(self, rows: Sequence[Any]) -> Any:
+        """A `return` was forgotten."""
+
+
 @pytest.mark.parametrize(
     ("way", "words"),
     [
+        (ReturningNothing, "returned nothing; return one for each row"),
         (ReturningText, "must return a mapping of columns to values"),
         (ReturningOtherColumns, "returned nmae, which `writes` does not name"),
         (ReturningTooFew, "results; return one for each row"),
@@ -848,16 +904,31 @@ def test_odd_error_of_every_row_stops_the_run(
 
 
 @pytest.mark.parametrize("declaration", [OddInSql, OddInPython, OddInApply])
+@pytest.mark.parametrize(
+    ("rows", "odd", "odder"),
+    [
+        (40, [3, 30], [5, 20, 38]),
+        (4, [2], [3]),
+        (8, [4, 5], [6, 7]),
+        (8, [0, 1], [2, 3]),
+        (11, [6, 7], [8, 9, 10]),
+        (9, [], [0, 8]),
+    ],
+)
 def test_odd_errors_of_two_kinds_are_rows_too(
-    engine: sa.Engine, declaration: type[Backfill]
+    engine: sa.Engine,
+    declaration: type[Backfill],
+    rows: int,
+    odd: list[int],
+    odder: list[int],
 ) -> None:
-    table = make_odd(engine, [3, 30], odder=[5, 20, 38])
+    """Also where those of one kind are alone in a part of the chunk."""
+    table = make_odd(engine, odd, rows, odder)
     ran = run(engine, declaration)
     assert ran.outcome is Outcome.QUARANTINED, ran.result.text
-    assert sum(read(engine, table, "n")) == 35
-    assert [found["key"] for found in failures(engine, declaration)] == [
-        [i] for i in (3, 5, 20, 30, 38)
-    ]
+    bad = sorted([*odd, *odder])
+    assert sum(read(engine, table, "n")) == rows - len(bad)
+    assert [found["key"] for found in failures(engine, declaration)] == [[i] for i in bad]
 
 
 @pytest.mark.parametrize("declaration", [OddInSql, OddInPython, OddInApply])
@@ -870,6 +941,59 @@ def test_odd_error_that_was_a_rows_is_everybodys_later(
     assert ran.outcome is Outcome.FAILED
     assert [found["key"] for found in failures(engine, declaration)] == [[3]]
     assert sum(read(engine, table, "n")) == 9
+
+
+class AlwaysRaising(Backfill):
+    name = "always_raising"
+    table = "pairs"
+    where = "n IS NULL"
+    writes = ("n",)
+
+    def transform(self, row: Any) -> Row:
+        raise ValueError("no row will do")
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_more_rows_in_quarantine_than_an_expression_has_levels(
+    engine: sa.Engine, width: int
+) -> None:
+    columns = ["a", "b"][:width]
+    make(
+        engine,
+        "pairs",
+        *(sa.Column(name, sa.Integer, primary_key=True, autoincrement=False) for name in columns),
+        sa.Column("n", sa.Integer),
+        rows=[{**dict.fromkeys(columns, i), "n": None} for i in range(1100)],
+    )
+    for _ in range(2):
+        ran = run(engine, AlwaysRaising, max_failures=2000)
+        assert ran.outcome is Outcome.QUARANTINED, ran.result.text
+    assert len(failures(engine, AlwaysRaising)) == 1100
+
+
+@pytest.mark.requires("cut_values")
+@pytest.mark.parametrize("rows", [[2], [1, 2, 3]], ids=["alone", "beside others"])
+def test_value_that_no_packet_holds(engine: sa.Engine, rows: list[int]) -> None:
+    """The server hangs up on who sends it."""
+    table = make(
+        engine,
+        "texts",
+        sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("body", mysql.LONGTEXT),
+        rows=[{"id": i, "body": None} for i in rows],
+    )
+
+    class TooLong(Backfill):
+        table = "texts"
+        where = "body IS NULL"
+        writes = ("body",)
+
+        def transform(self, row: Any) -> Row:
+            return {"body": "x" * (20_000_000 if row.id == 2 else 10)}
+
+    ran = run(engine, TooLong)
+    assert ran.outcome is Outcome.QUARANTINED, ran.result.text
+    assert read(engine, table, "body") == [None if i == 2 else "x" * 10 for i in rows]
 
 
 @pytest.mark.requires("nan")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import threading
+from typing import TYPE_CHECKING, ClassVar
 
+import pytest
 import sqlalchemy as sa
 
 from backfill import Backfill
-from tests.integration.support import complete, status
+from tests.integration.support import complete, make, read, status
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from backfill.statements import ChunkStatements
 
 metadata = sa.MetaData()
@@ -66,3 +70,78 @@ def test_the_last_row_of_a_table_may_be_moved(engine: sa.Engine) -> None:
 
     with engine.connect() as connection:
         assert connection.scalar(sa.select(sa.func.count()).select_from(orders)) == 0
+
+
+class ArchiveBesideWriters(ArchiveOldOrders):
+    """While the application inserts and changes rows between the two statements."""
+
+    name = "archive_beside_writers"
+    between: ClassVar[Callable[[], None]]
+
+    def apply(self, connection: sa.Connection, chunk: ChunkStatements) -> None:
+        rows = chunk.select(chunk.table.c.id, chunk.table.c.year)
+        connection.execute(sa.insert(archive).from_select(["id", "year"], rows))
+        type(self).between()
+        connection.execute(chunk.delete())
+
+
+@pytest.mark.requires("row_locks")
+@pytest.mark.parametrize("where", ["year < 2020", None])
+def test_both_statements_are_about_the_same_rows(engine: sa.Engine, where: str | None) -> None:
+    """What is inserted between them is not deleted, and what is changed waits."""
+    metadata.create_all(engine)
+    with engine.begin() as connection:
+        rows = [{"id": i, "year": 2001} for i in range(0, 100, 10)]
+        connection.execute(sa.insert(orders), rows)
+    inserted, changed = list[int](), list[int]()
+
+    def write() -> None:
+        if inserted:
+            return
+        inserted.extend([5, 45])
+        with engine.begin() as connection:
+            rows = [{"id": i, "year": 2002} for i in inserted]
+            connection.execute(sa.insert(orders), rows)
+        writer.start()
+
+    def change() -> None:
+        with engine.begin() as connection:
+            found = connection.execute(sa.update(orders).where(orders.c.id == 20).values(year=2003))
+            changed.append(found.rowcount)
+
+    writer = threading.Thread(target=change)
+    members = {"where": where, "between": staticmethod(write)}
+    complete(engine, type("Beside", (ArchiveBesideWriters,), members), chunk_size=100)
+    writer.join(30)
+    with engine.connect() as connection:
+        left = {row.id: row.year for row in connection.execute(sa.select(orders))}
+        moved = {row.id: row.year for row in connection.execute(sa.select(archive))}
+    assert changed == [0], "it waited, and found the row gone"
+    assert left.keys() | moved.keys() == {*range(0, 100, 10), 5, 45}
+    assert not left.keys() & moved.keys()
+    assert {key: year for key, year in moved.items() if key % 10 == 0} == dict.fromkeys(
+        range(0, 100, 10), 2001
+    )
+
+
+class ArchiveByCompositeKey(Backfill):
+    revision = "x"
+    table = "lines"
+    where = "year < 2020"
+
+    def apply(self, connection: sa.Connection, chunk: ChunkStatements) -> int:
+        return connection.execute(chunk.delete()).rowcount
+
+
+def test_rows_of_a_composite_key(engine: sa.Engine) -> None:
+    lines = make(
+        engine,
+        "lines",
+        sa.Column("a", sa.String(10), primary_key=True),
+        sa.Column("b", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("year", sa.Integer, nullable=False),
+        rows=[{"a": f"it's {i % 7}", "b": i, "year": 2019 if i % 3 else 2022} for i in range(1000)],
+    )
+    complete(engine, ArchiveByCompositeKey, chunk_size=50)
+    assert sorted(read(engine, lines, "b")) == [i for i in range(1000) if i % 3 == 0]
+    assert status(engine, ArchiveByCompositeKey)["rows_changed"] == 666

@@ -14,6 +14,7 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from backfill import Backfill, DeclarationWarning
+from backfill.errors import DeclarationError
 from backfill.runs import Outcome
 from tests.integration.support import (
     Row,
@@ -509,6 +510,60 @@ def test_expression_that_looks_into_another_table(engine: sa.Engine) -> None:
     complete(engine, Looks, chunk_size=7)
     expected = [f"row {i}" if i % 2 else f"name {i}" for i in range(NUMBERS)]
     assert read(engine, things, "note") == expected
+
+
+def test_a_bare_name_in_a_subquery_is_its_own_tables(engine: sa.Engine) -> None:
+    """As SQL takes it; not that of the table which is filled."""
+    things = make_numbers(engine)
+    make(
+        engine,
+        "names",
+        sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("note", sa.String(100)),
+        rows=[{"number": i, "note": f"name {i}"} for i in range(NUMBERS)],
+    )
+    name = sa.select(sa.column("note")).select_from(sa.table("names"))
+    name = name.where(sa.column("number") == light.c.n)
+
+    class Looks(Backfill):
+        table = "things"
+        values = {"note": name.scalar_subquery()}  # noqa: RUF012
+
+    complete(engine, Looks, chunk_size=7)
+    assert read(engine, things, "note") == [f"name {i}" for i in range(NUMBERS)]
+
+
+@pytest.mark.requires("schemas")
+def test_a_table_of_the_same_name_in_another_schema_is_another_one(engine: sa.Engine) -> None:
+    things = make_numbers(engine)
+    with engine.begin() as connection:
+        connection.execute(sa.schema.CreateSchema("legacy"))
+    make(
+        engine,
+        "things",
+        sa.Column("n", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("note", sa.String(100)),
+        schema="legacy",
+        rows=[{"n": i, "note": f"legacy {i}"} for i in range(5)],
+    )
+    old = sa.table("things", sa.column("n"), sa.column("note"), schema="legacy").alias()
+
+    class Looks(Backfill):
+        table = "things"
+
+        def where(self, table: sa.Table) -> Any:
+            return sa.exists().where(old.c.n == table.c.n) & table.c.note.like("row%")
+
+        def values(self, table: sa.Table) -> Row:
+            return {"note": sa.select(old.c.note).where(old.c.n == table.c.n).scalar_subquery()}
+
+    complete(engine, Looks, chunk_size=7)
+    expected = [f"legacy {i}" if i < 5 else f"row {i}" for i in range(NUMBERS)]
+    assert read(engine, things, "note") == expected
+    unaliased = sa.select(old.original.c.note).where(old.original.c.n == light.c.n)
+    values = {"note": unaliased.scalar_subquery()}
+    with pytest.raises(DeclarationError):  # SQLAlchemy mixes up the names, but nobody the rows
+        run(engine, type("Mixed", (Backfill,), {"table": "things", "values": values}))
 
 
 def test_where_and_values_as_methods(engine: sa.Engine) -> None:

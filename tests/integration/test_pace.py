@@ -163,9 +163,27 @@ def test_a_database_that_is_busy_slows_it_down_and_hears_why(engine: sa.Engine) 
         assert connection.execute(query).scalars().all() == [reason]
 
 
-def test_a_database_that_is_free_is_none_of_our_business(engine: sa.Engine) -> None:
+@pytest.mark.parametrize("answer", ["0", "0.0", "'0'", "1 = 0"])
+def test_a_database_that_is_free_is_none_of_our_business(engine: sa.Engine, answer: str) -> None:
     things(engine, 200)
-    assert complete(engine, SetBased, throttle_query="SELECT 0").texts("throttled") == []
+    ran = complete(engine, SetBased, throttle_query=f"SELECT {answer}", budget=Budget(seconds=5))
+    assert ran.texts("throttled") == []
+
+
+@pytest.mark.parametrize("answer", ["body", "id + 4711", "n", "id FROM things WHERE 1 = 0"])
+def test_what_a_query_returns_of_a_row_is_not_told(engine: sa.Engine, answer: str) -> None:
+    things(engine, 10, width=50)
+    query = f"SELECT {answer}" if "FROM" in answer else f"SELECT {answer} FROM things"
+    ran = run(engine, SetBased, throttle_query=query, budget=Budget(seconds=0.5))
+    (reason,) = ran.texts("throttled")
+    assert ran.outcome is Outcome.STOPPED
+    assert "`throttle_query` must return one number between 0 (free) and 1 (stop)" in reason
+    with engine.connect() as connection:
+        query = "SELECT details FROM backfill_event WHERE what = 'throttled'"
+        (told,) = connection.exec_driver_sql(query).scalars()
+    assert told == reason
+    assert "x" * 5 not in reason
+    assert "47" not in reason
 
 
 def test_a_stop_holds_while_a_chunk_is_taken_apart(

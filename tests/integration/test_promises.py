@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 import sqlalchemy as sa
 
-from backfill import Backfill, budget, proof, proving, quarantine, settings, trail
+from backfill import Backfill, budget, proof, proving, quarantine, runner, settings, survey, trail
 from backfill.budget import Budget
+from backfill.companion import Companion
 from backfill.dialects import dialect_for
 from backfill.dialects.readers import Reader, Readers
 from backfill.errors import DeclarationError
@@ -454,6 +455,76 @@ def test_proof_is_read_by_one_while_others_are_at_work(
     engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert spread_readers(engine, monkeypatch, has_company=True) == {"MainThread"}
+
+
+class AwaitedCompanion(Companion):
+    """Makes the walk wait until its second reader is connected."""
+
+    def is_ready(self) -> bool:
+        deadline = time.monotonic() + 10
+        while not super().is_ready():
+            if not self._helpers.are_welcome() or time.monotonic() > deadline:
+                return False
+            time.sleep(0.001)
+        return True
+
+
+def searchers(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch, *, has_company: bool, **options: Any
+) -> set[str]:
+    """The threads that looked for the few rows that are pending, all of which were filled."""
+    monkeypatch.setattr(Pace, "sees_company", lambda _: has_company)
+    monkeypatch.setattr(runner, "Companion", AwaitedCompanion)
+    monkeypatch.setattr(survey, "_WORTH_SHARING", 10)
+    pending = [*range(0, 3000, 100), 2999]
+    put(engine, *((i, 0, None if i in pending else 0) for i in range(3000)))
+    threads = set[str]()
+
+    def look(_: Any, _cursor: Any, statement: str, *_more: Any) -> None:
+        if "things" in statement and ("CASE" in statement or "FILTER" in statement):
+            threads.add(threading.current_thread().name.partition("_")[0])
+
+    sa.event.listen(engine, "before_cursor_execute", look)
+    try:
+        complete(engine, FillM, chunk_size=10, **options)
+    finally:
+        sa.event.remove(engine, "before_cursor_execute", look)
+    assert column(engine, "m") == {i: int(i in pending) for i in range(3000)}
+    return threads
+
+
+def test_few_pending_rows_are_looked_for_by_two_unless_others_are_at_work(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = searchers(engine, monkeypatch, has_company=False)
+    assert found == {"backfill", "backfill-companion"}
+
+
+@pytest.mark.requires("attached_files")
+def test_few_pending_rows_are_looked_for_before_the_only_lock_is_taken(engine: sa.Engine) -> None:
+    put(engine, *((i, 0, None if i % 100 == 0 else 0) for i in range(3000)))
+    sent = list[str]()
+
+    def note(_: Any, _cursor: Any, sql: str, *_more: Any) -> None:
+        sent.append(sql)
+
+    sa.event.listen(engine, "before_cursor_execute", note)
+    try:
+        complete(engine, FillM, chunk_size=10)
+    finally:
+        sa.event.remove(engine, "before_cursor_execute", note)
+    begins = [sql if sql.startswith("BEGIN") else "" for sql in sent]
+    looks = [i for i, sql in enumerate(sent) if "group_concat" in sql]
+    assert len(looks) > 2
+    assert {next(filter(None, begins[i::-1])) for i in looks} == {"BEGIN"}
+
+
+@pytest.mark.parametrize("options", [{}, {"workers": 2}], ids=["in company", "by two workers"])
+def test_few_pending_rows_are_looked_for_by_each_worker(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    found = searchers(engine, monkeypatch, has_company=not options, **options)
+    assert found == {"backfill"}
 
 
 @pytest.mark.requires("standbys")

@@ -12,7 +12,7 @@ from backfill import Backfill
 from backfill.discovery import Declared, discover, unknown_revision
 from backfill.errors import DeclarationError
 from backfill.project import load
-from tests.integration.support import Row, fill, make, read, run, state_tables
+from tests.integration.support import Row, complete, fill, make, read, run, state_tables
 
 if TYPE_CHECKING:
     from tests.projects import AlembicProject
@@ -136,6 +136,30 @@ def test_key_that_is_unique_as_an_expression_only(engine: sa.Engine) -> None:
     people = make_people(engine)
     sa.Index("both", sa.func.abs(people.c.id), people.c.team, unique=True).create(engine)
     check(refused(engine, people, {"key": "team"}), "is not unique")
+
+
+@pytest.mark.requires("inheritance")
+def test_key_that_inheriting_tables_have_again(engine: sa.Engine) -> None:
+    """Their rows are the parent's as well; where Python computes them, they would be mixed up."""
+    people = make_people(engine)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE staff (PRIMARY KEY (id)) INHERITS (people)")
+        connection.exec_driver_sql("INSERT INTO staff SELECT * FROM people")
+    message = refused(engine, people, {"writes": ["full_name"], "transform": transform})
+    check(message, "the key of 'people', id, does not hold", "inherit", "a class of its own")
+    members = {"table": "people", "values": {"full_name": "'both'"}}
+    complete(engine, type("Both", (Backfill,), members))
+    assert set(read(engine, people, "full_name")) == {"both"}
+
+
+@pytest.mark.requires("inheritance")
+def test_key_whose_index_is_invalid(engine: sa.Engine) -> None:
+    people = make_people(engine)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("UPDATE people SET team = 1")
+        with pytest.raises(sa.exc.IntegrityError):
+            connection.exec_driver_sql("CREATE UNIQUE INDEX CONCURRENTLY one ON people (team)")
+    check(refused(engine, people, {"key": "team"}), "INVALID", "CONCURRENTLY")
 
 
 @pytest.mark.requires("server")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,7 +17,7 @@ from tests.integration.support import bound, fill, make, read
 from tests.integration.test_sync import install, is_lax
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from tests.databases import Database
@@ -296,29 +297,104 @@ def test_functions_that_raise_are_told_where_nothing_catches_them(tmp_path: Path
     assert read(engine, notes, "words") == [-1, 3]
 
 
-INSERT_ONLY = (
-    "CREATE ROLE teller_{database} LOGIN",
-    "GRANT INSERT ON goods TO teller_{database}",
-    "GRANT USAGE ON SCHEMA public TO teller_{database}",
-)
+class LabelIfNew(Backfill):
+    """What is looked at, and what is written, are two columns."""
+
+    table = "goods"
+    where = "unit IS NULL"
+    values: ClassVar = {"label": "price || '!'", "unit": "'cents'"}
+    sync = True
+
+
+WHAT_FAILS_AN_UPDATE = {
+    "no replica identity": (
+        "ALTER TABLE goods REPLICA IDENTITY NOTHING",
+        "CREATE PUBLICATION all_of_it FOR TABLE goods",
+    ),
+    "a trigger of the application's": (
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql"
+        " AS 'BEGIN RAISE EXCEPTION $$no updates here$$; END'",
+        "CREATE TRIGGER refuse BEFORE UPDATE ON goods FOR EACH ROW EXECUTE PROCEDURE refuse()",
+    ),
+    "a check": ("ALTER TABLE goods ADD CHECK (label <> '7!')",),
+    "no such source": ("ALTER TABLE goods RENAME price TO amount",),
+    "no such key": ("ALTER TABLE goods RENAME id TO number",),
+    "no such value": ("ALTER TABLE goods DROP label",),
+    "no such column to look at": ("ALTER TABLE goods DROP unit",),
+}
+
+
+@pytest.mark.requires("schemas")
+@pytest.mark.parametrize("what", WHAT_FAILS_AN_UPDATE)
+def test_a_row_that_cannot_be_updated_can_be_inserted(engine: sa.Engine, what: str) -> None:
+    goods.create(engine)
+    install(engine, LabelIfNew)
+    with engine.connect() as connection:
+        connection.exec_driver_sql("INSERT INTO goods VALUES (1, 5)")  # its plans are kept
+        connection.commit()
+        with engine.begin() as other:
+            for statement in WHAT_FAILS_AN_UPDATE[what]:
+                other.exec_driver_sql(statement)
+        connection.exec_driver_sql("INSERT INTO goods VALUES (2, 7)")
+        connection.commit()
+        found = connection.exec_driver_sql("SELECT * FROM goods ORDER BY 1").mappings().all()
+    given = {"id": 2, "price": 7, "unit": None, "label": None}
+    assert found[0].get("label", "5!") == "5!"
+    assert list(found[1].values()) == list(given.values())[: len(found[1])]
+
+
+class LookUp(Label):
+    """Reads another table, too."""
+
+    values: ClassVar = {"label": "(SELECT name FROM names WHERE names.price = goods.price)"}
+
+
+@contextlib.contextmanager
+def teller(database: Database, name: str, *rights: str) -> Iterator[sa.Connection]:
+    """A connection of a role that has no rights on goods but these."""
+    admin = sa.create_engine(database.admin_url, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        for statement in (
+            f"CREATE ROLE {name} LOGIN",
+            f"GRANT {', '.join(rights)} ON goods TO {name}",
+            f"GRANT USAGE ON SCHEMA public TO {name}",
+        ):
+            connection.exec_driver_sql(statement)
+        try:
+            connection.exec_driver_sql(f"SET ROLE {name}")
+            yield connection
+        finally:
+            for statement in ("RESET ROLE", f"DROP OWNED BY {name}", f"DROP ROLE {name}"):
+                connection.exec_driver_sql(statement)
+    admin.dispose()
 
 
 @pytest.mark.requires("schemas")
 def test_who_may_only_insert_still_may(database: Database, engine: sa.Engine) -> None:
     goods.create(engine)
     install(engine, Label)
-    name = f"teller_{engine.url.database}"
-    admin = sa.create_engine(database.admin_url, isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
-        for statement in INSERT_ONLY:
-            connection.exec_driver_sql(statement.format(database=engine.url.database))
-        try:
-            connection.exec_driver_sql(f"SET ROLE {name}")
-            # Its own table of that name is none of the triggers' business.
-            connection.exec_driver_sql("CREATE TEMPORARY TABLE goods (id integer, label text)")
-            connection.exec_driver_sql("INSERT INTO public.goods (id, price) VALUES (1, 5)")
-        finally:
-            for statement in ("RESET ROLE", f"DROP OWNED BY {name}", f"DROP ROLE {name}"):
-                connection.exec_driver_sql(statement)
-    admin.dispose()
+    with teller(database, f"teller_{engine.url.database}", "INSERT") as connection:
+        # Its own table of that name is none of the triggers' business.
+        connection.exec_driver_sql("CREATE TEMPORARY TABLE goods (id integer, label text)")
+        connection.exec_driver_sql("INSERT INTO public.goods (id, price) VALUES (1, 5)")
     assert read(engine, goods, "label") == ["5!"]
+
+
+@pytest.mark.requires("schemas")
+def test_who_may_not_read_what_values_look_up_has_them_follow(
+    database: Database, engine: sa.Engine
+) -> None:
+    goods.create(engine)
+    make(
+        engine,
+        "names",
+        sa.Column("price", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("name", sa.String(20)),
+        rows=[{"price": 5, "name": "five"}, {"price": 6, "name": "six"}],
+    )
+    install(engine, LookUp)
+    with teller(database, f"teller_{engine.url.database}", "INSERT", "UPDATE") as connection:
+        connection.exec_driver_sql("INSERT INTO goods (id, price) VALUES (1, 5)")
+        assert read(engine, goods, "label") == ["five"]
+        connection.exec_driver_sql("UPDATE goods SET price = 6")
+    assert read(engine, goods, "label") == ["six"]

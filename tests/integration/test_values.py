@@ -316,6 +316,28 @@ def test_rows_that_name_some_of_the_columns(engine: sa.Engine, way: str) -> None
     check()
 
 
+def test_names_that_a_bulk_statement_might_use_itself(engine: sa.Engine) -> None:
+    """A `where` names columns plainly, beside what is sent."""
+    table = make(
+        engine,
+        "computed",
+        sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+        *(sa.Column(name, sa.Integer) for name in ("k0", "w0", "version")),
+        rows=[{"id": i, "k0": 1, "w0": 1, "version": 1} for i in range(30)],
+    )
+
+    class Renews(Backfill):
+        table = "computed"
+        where = "version < 2 AND k0 = 1 AND w0 > 0"
+        writes = ("w0", "version")
+
+        def transform(self, row: Any) -> Row:
+            return {"w0": row.id, "version": 2}
+
+    complete(engine, Renews, chunk_size=7)
+    assert read(engine, table, "w0", "version") == [(i, 2) for i in range(30)]
+
+
 def writing_parts(parts: Sequence[Row | None], way: str) -> type[Backfill]:
     def transform(self: Backfill, row: Any) -> Row | None:
         return parts[row.id]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,10 @@ import sqlalchemy as sa
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from backfill import Backfill, chunks, proof, strides, trail, walk
+from backfill import Backfill, chunks, proof, strides, survey, trail, walk
+from backfill.companion import Companion
 from backfill.dialects import dialect_for
-from backfill.dialects.readers import Reader, Readers
+from backfill.dialects.readers import Helpers, Reader, Readers
 from backfill.keys import START
 from backfill.proof import any_pending, count_pending
 from backfill.targets import Target, bind
@@ -462,6 +464,68 @@ def test_rows_that_are_done_by_others_while_they_are_read(engine: sa.Engine) -> 
     assert seen == len(keys)
 
 
+@pytest.mark.parametrize("way", [SetBased, Python])
+@pytest.mark.parametrize("breaks", [None, 0, 3], ids=["in health", "fails at once", "fails later"])
+def test_two_readers_leave_nothing_out(
+    engine: sa.Engine, way: type[Backfill], breaks: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each looks through a part of a stretch; what one of them fails at, the other one reads."""
+    monkeypatch.setattr(survey, "_WORTH_SHARING", 10)
+    table, keys = make(engine, "things", *numbered()), [(i,) for i in range(400) if i % 7]
+    pending = [*keys[:100:50], *keys[100:200:5], keys[-1]]
+    fill(engine, table, keys, pending)
+    target = bound(engine, way)
+    with engine.connect() as connection, engine.connect() as another:
+        beside = Beside(another, breaks)
+        helpers = Helpers(1, beside.open, target.dialect.call, lambda: True)
+        with closing(Companion(helpers)) as companion, Scans(engine, keys, pending) as scans:
+            beside.await_arrival(companion)
+            found = walked(connection, Walk(target, companion=companion), target, [3, 30], pending)
+    assert max(scans.rows) <= STRIDE
+    assert beside.reads == breaks + 1 if breaks is not None else beside.reads > 3
+    assert sum(chunk.scanned for _, chunk in found) == len(keys)
+    for size, chunk in found:
+        assert chunk.scanned == len(within(keys, chunk.after, chunk.upto))
+        if chunk.page is not None:
+            assert chunk.page.keys == within(pending, chunk.after, chunk.upto)
+            assert len(chunk.page) <= size
+        after = chunk.after
+        for upto, rows in chunk.strides:
+            assert rows == len(within(keys, after, upto))
+            after = upto
+
+
+def fill(engine: sa.Engine, table: sa.Table, keys: Keys, pending: Keys) -> None:
+    rows = [{"a": key, "n": None if (key,) in pending else 0} for (key,) in keys]
+    with engine.begin() as connection:
+        connection.execute(table.insert(), rows)
+
+
+class Beside:
+    """A second connection, which breaks after so many reads."""
+
+    def __init__(self, connection: sa.Connection, breaks: int | None) -> None:
+        self.reads = 0
+        self._reader = Reader(connection, self._reading)
+        self._breaks = breaks
+
+    @contextmanager
+    def open(self) -> Iterator[Reader]:
+        yield self._reader
+
+    def await_arrival(self, companion: Companion) -> None:
+        while not companion.is_ready():
+            time.sleep(0.001)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        self.reads += 1
+        if self._breaks is not None and self.reads > self._breaks:
+            raise OSError("the connection is gone")
+        with self._reader.connection.begin():
+            yield
+
+
 @pytest.mark.requires("untyped_columns")
 def test_column_of_whole_numbers_that_holds_others(engine: sa.Engine) -> None:
     """After a stretch without gaps, where bounds are reckoned."""
@@ -613,3 +677,20 @@ def test_rows_that_come_and_go_during_the_walk(engine: sa.Engine, table: sa.Tabl
     assert (first.upto, second.upto, third.upto) == ((19, 0), (39, 0), (49, 0))
     assert (first.scanned, second.scanned, third.scanned) == (20, 20, 9)
     assert third.is_last
+
+
+@pytest.mark.requires("untyped_columns")
+def test_ids_that_are_no_counters(engine: sa.Engine) -> None:
+    """The span of SQLite's rowids is no estimate then, and more than its integers hold."""
+    table = make(
+        engine,
+        "things",
+        sa.Column("a", sa.Integer, primary_key=True),
+        sa.Column("n", sa.Integer),
+        rows=[{"a": key, "n": None} for key in (-(2**63), -5, 0, 7, 2**63 - 1)],
+    )
+    ran = run(engine, SetBased, chunk_size=2)
+    assert ran.result.text == "complete, 5 rows changed"
+    assert ran.numbers("started", "rows_estimated")[0] < 1_000_000
+    with engine.connect() as connection:
+        assert connection.scalar(sa.select(sa.func.sum(table.c.n))) == 5

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from backfill.speed.readings import Reader, Reading
 
 
+MUST_RETURN = "`throttle_query` must return one number between 0 (free) and 1 (stop)"
+
+
 class Plain(Backfill):
     """Fill it."""
 
@@ -164,11 +167,17 @@ def test_web_address_gets_the_user_that_it_names(address: str) -> None:
         ("SELECT 0.25", 0.25, False, "`throttle_query` says 0.25 (stops at 1)"),
         ("SELECT 1", 1.0, True, "`throttle_query` says 1 (stops at 1)"),
         ("SELECT 1 WHERE 'a%' LIKE 'a%'", 1.0, True, "`throttle_query` says 1"),
-        ("SELECT 3", 3.0, True, "`throttle_query` says 3"),
-        ("SELECT NULL", 0.0, False, ""),
-        ("SELECT 1 WHERE 1 = 0", 0.0, False, ""),
-        ("SELECT 'too busy'", 1.0, True, "`throttle_query`: too busy"),
-        ("SELECT x'00'", 1.0, True, "`throttle_query` must give a number"),
+        ("SELECT '0'", 0.0, False, ""),
+        ("SELECT '0.5'", 0.5, False, "`throttle_query` says 0.5 (stops at 1)"),
+        ("SELECT 3", 1.0, True, f"{MUST_RETURN}; it returned another number"),
+        ("SELECT -1", 1.0, True, f"{MUST_RETURN}; it returned another number"),
+        ("SELECT 9e999", 1.0, True, f"{MUST_RETURN}; it returned another number"),
+        ("SELECT NULL", 1.0, True, f"{MUST_RETURN}; it returned nothing"),
+        ("SELECT 1 WHERE 1 = 0", 1.0, True, f"{MUST_RETURN}; it returned nothing"),
+        ("SELECT 'too busy'", 1.0, True, f"{MUST_RETURN}; it returned str"),
+        ("SELECT ''", 1.0, True, f"{MUST_RETURN}; it returned str"),
+        ("SELECT 'nan'", 1.0, True, f"{MUST_RETURN}; it returned str"),
+        ("SELECT x'00'", 1.0, True, f"{MUST_RETURN}; it returned bytes"),
         ("SELECT no_column", 1.0, True, "`throttle_query` fails: the schema is not"),
     ],
 )
@@ -178,6 +187,7 @@ def test_query(
     reading = Query(sql, dialect).read(reader)
     assert (reading.load, reading.stops) == (load, stops)
     assert told in reading.text
+    assert "busy" not in reading.text
 
 
 def asked(answer: Any, reader: Reader, dialect: Dialect) -> Reading:

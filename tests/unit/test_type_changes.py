@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql, postgresql
 
-from backfill.steps import fits
+from backfill.type_changes import fits
 
 
 class Decorated(sa.types.TypeDecorator[Any]):
