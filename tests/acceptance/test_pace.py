@@ -95,7 +95,7 @@ def test_set_reaches_a_runner_that_waits(project: AlembicProject, engine: sa.Eng
     prepare(project, engine, SET_BASED, ROWS)
     runner, _ = start_outside_of_a_window(project)
     for given, code, told in (
-        ("lease_seconds=5", 1, "lease_seconds cannot be changed while a run lasts"),
+        ("lease_seconds=5", 2, "lease_seconds cannot be changed while a run lasts"),
         ("nice", 2, "is not KEY=VALUE"),
     ):
         refused = project.backfill("set", "count_up", given)

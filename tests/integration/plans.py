@@ -105,7 +105,10 @@ class Watch:
     def _before(
         self, connection: Any, cursor: Any, text: str, given: Any, context: Any, is_many: bool
     ) -> None:
-        if self._here.is_asking or not self._words.match(text):
+        if self._here.is_asking:
+            return
+        if not self._words.match(text):
+            self._others_begin(connection)
             return
         self._here.is_asking = True
         statement = self._explained(connection, text, given[0] if is_many else given)
@@ -134,6 +137,9 @@ class Watch:
         statement.reads = now.rows - self._here.before.rows
         statement.passed = now.entries - self._here.before.entries
 
+    def _others_begin(self, connection: sa.Connection) -> None:
+        """A statement that does not concern the table is about to be sent."""
+
     def _count(self, connection: sa.Connection) -> Reads:
         raise NotImplementedError
 
@@ -148,7 +154,7 @@ class PostgreSQL(Watch):
     _entries = 100
     """In a block of an index, at least."""
     _blocks_a_row = 8
-    """To find the key of a row that is written, and to note it once more."""
+    """To find one row by its key, and to note the key once more where the row is written."""
     settled = "VACUUM ANALYZE {table}"
     # Custom plans are what a driver gets that binds values itself; a generic one, at last, what one
     # gets that has its statements prepared. What parallel workers read is not in our counts.
@@ -184,7 +190,7 @@ class PostgreSQL(Watch):
 
     def _end(self, connection: sa.Connection, statement: Statement, rows: int) -> None:
         super()._end(connection, statement, rows)
-        if not statement.text.startswith("SELECT"):
+        if not statement.text.startswith("SELECT") or "_backfill_keys" in statement.text:
             looked_up = self._blocks_a_row * self._entries * rows
             statement.passed = max(0, statement.passed - looked_up)
 
@@ -246,6 +252,10 @@ class SQLite(Watch):
 
     def _end(self, connection: sa.Connection, statement: Statement, rows: int) -> None:
         """It goes on while its rows are fetched, and is over when the next one begins."""
+
+    def _others_begin(self, connection: sa.Connection) -> None:
+        driver: Any = connection.connection.dbapi_connection
+        driver.set_progress_handler(None, 0)
 
 
 WATCHES: Mapping[str, Callable[[sa.Engine, str], Watch]] = {
