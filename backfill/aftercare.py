@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
     from backfill.connections import Connections
-    from backfill.dialects import Limits
+    from backfill.dialects import Dialect, Limits
     from backfill.dialects.upkeep import Churn, Updates
     from backfill.runs import Run
     from backfill.settings import Settings
@@ -112,7 +112,19 @@ class AfterCare:
     def _mend_statistics(self, share: float) -> None:
         table, limits = self._target.table, self._connections.limits
         columns = self._target.written or [column.name for column in table.columns]
-        for text in self._upkeep.refresh_statistics(limits, table, columns, share):
+        mark = _mark(limits)
+
+        def may_go_on() -> bool:
+            return not self._upkeep.is_in_the_way(limits, mark)
+
+        with _breaking_off(self._dialect, limits, mark, may_go_on) as is_broken_off:
+            try:
+                said = self._upkeep.refresh_statistics(limits, table, columns, share, mark)
+            except SQLAlchemyError:
+                if not is_broken_off.is_set():
+                    raise
+                said = [f"ANALYZE of {table.fullname} was broken off: others waited for it"]
+        for text in said:
             self._say(text)
 
     def _look_back(self, changed: int) -> None:
@@ -196,21 +208,20 @@ class Vacuuming:
     def vacuum(self, every: int, may_go_on: Callable[[], bool]) -> None:
         """Remove dead rows; break it off when `may_go_on`, which is asked all the time, says so."""
         table = self._target.table
-        mark = f"{self._limits.label} {secrets.token_hex(8)}".replace("*/", "")
+        mark = _mark(self._limits)
         started = time.monotonic()
         self._say(f"VACUUM of {table.fullname}")
-        is_broken_off = Flag()
-        try:
-            with self._watched(mark, may_go_on, is_broken_off):
+        with _breaking_off(self._dialect, self._limits, mark, may_go_on) as is_broken_off:
+            try:
                 fewest = max(1, round(every * _WORTH_SHARE))
                 passed_over = self._upkeep.vacuum(self._limits, table, mark, fewest)
-        except (BackfillError, SQLAlchemyError) as error:
-            why = describe(error, self._dialect)
-            self._say("VACUUM was broken off" if is_broken_off.is_set() else f"no VACUUM: {why}")
-        else:
-            seconds = round(time.monotonic() - started, 3)
-            left = f", passed over (locked): {', '.join(passed_over)}" if passed_over else ""
-            self._say(f"VACUUM took {seconds:,.1f} s{left}", seconds=seconds)
+            except (BackfillError, SQLAlchemyError) as error:
+                why = f"no VACUUM: {describe(error, self._dialect)}"
+                self._say("VACUUM was broken off" if is_broken_off.is_set() else why)
+                return
+        seconds = round(time.monotonic() - started, 3)
+        left = f", passed over (locked): {', '.join(passed_over)}" if passed_over else ""
+        self._say(f"VACUUM took {seconds:,.1f} s{left}", seconds=seconds)
 
     def _is_allowed(self) -> bool:
         if self._may is None:
@@ -221,35 +232,39 @@ class Vacuuming:
                 self._may = self._upkeep.refusal(connection, self._target.table) is None
         return self._may
 
-    @contextmanager
-    def _watched(
-        self, mark: str, may_go_on: Callable[[], bool], is_broken_off: Flag
-    ) -> Iterator[None]:
-        done = Flag()
-        watch = (self._watch, mark, may_go_on, done, is_broken_off)
-        watcher = Thread(target=self._dialect.call, args=watch, daemon=True)
-        watcher.start()
-        try:
-            yield
-        finally:
-            done.set()
-            watcher.join()
-
-    def _watch(
-        self, mark: str, may_go_on: Callable[[], bool], done: Flag, is_broken_off: Flag
-    ) -> None:
-        while not done.wait(_LOOK_SECONDS):
-            with self._forgiving():
-                if not may_go_on():
-                    is_broken_off.set()
-                    self._upkeep.cancel(self._limits, mark)
-
-    @contextmanager
-    def _forgiving(self) -> Iterator[None]:
-        try:
-            yield
-        except SQLAlchemyError as error:
-            logger.debug("VACUUM is not watched: %s", describe(error, self._dialect))
-
     def _say(self, text: str, **numbers: object) -> None:
         self._report(Event("aftercare", self._target.declaration.name, text, dict(numbers)))
+
+
+def _mark(limits: Limits) -> str:
+    """Return what tells a statement from all others, in a comment."""
+    return f"{limits.label} {secrets.token_hex(8)}".replace("*/", "")
+
+
+@contextmanager
+def _breaking_off(
+    dialect: Dialect, limits: Limits, mark: str, may_go_on: Callable[[], bool]
+) -> Iterator[Flag]:
+    """Cancel the statements with a mark once `may_go_on`, which is asked all the time, says no;
+    the flag tells that it did."""
+    done, is_broken_off = Flag(), Flag()
+
+    def look() -> None:
+        try:
+            if not may_go_on():
+                is_broken_off.set()
+                dialect.upkeep.cancel(limits, mark)
+        except SQLAlchemyError as error:
+            logger.debug("nobody watches %s: %s", mark, describe(error, dialect))
+
+    def watch() -> None:
+        while not done.wait(_LOOK_SECONDS):
+            look()
+
+    watcher = Thread(target=dialect.call, args=(watch,), daemon=True)
+    watcher.start()
+    try:
+        yield is_broken_off
+    finally:
+        done.set()
+        watcher.join()

@@ -198,6 +198,7 @@ class _Planner:
                 " each chunk would read far. Add an index on the key, or name another `key`."
             )
         self.warnings += aftercare.index_advice(target, connection)
+        self.warnings += self._side_effects(connection)
         slow = self.dialect.slow_columns(target) if target.computes else []
         for name in slow:
             self.warnings.append(
@@ -217,6 +218,21 @@ class _Planner:
                 " the key for this `where`"
                 " would spare that, if it is run often."
             )
+
+    def _side_effects(self, connection: sa.Connection) -> Iterator[str]:
+        """Say what a database does besides where a row is written."""
+        table, written, upkeep = self.target.table, self.target.written, self.dialect.upkeep
+        for name in upkeep.fired(connection, table, written):
+            yield (
+                f"trigger {name!r} of {table.fullname!r} fires for each row that is written, as for"
+                " an update of the application's. See that this does no harm."
+            )
+        for name in upkeep.stamped(connection, table):
+            if name not in written:
+                yield (
+                    f"{name!r} gets the time of the run in each row that is written (ON UPDATE)."
+                    " To keep it, let the backfill write it too, with the value that it has."
+                )
 
     def _triggers(self, connection: sa.Connection) -> list[str]:
         if not self.target.declaration.sync:

@@ -75,9 +75,6 @@ def plan(found: Plan) -> Iterator[str]:
         yield f"  pending    {found.pending_share:.1%} of the rows sampled"
     for statement in found.statements:
         yield f"  SQL        {statement}"
-    for statement in found.sync:
-        for line in statement.split("\n"):
-            yield f"  trigger    {line}"
     for line in found.walk_plan:
         yield f"  walk plan  {line}"
     if found.chunk_rows:
@@ -89,6 +86,9 @@ def plan(found: Plan) -> Iterator[str]:
         yield f"  estimate   {duration(found.seconds_estimated)} at that speed, one worker"
     for warning in found.warnings:
         yield f"  warning    {warning}"
+    for statement in found.sync:
+        for line in statement.split("\n"):
+            yield f"  trigger    {line}"
 
 
 def findings(found: Sequence[Finding]) -> Iterator[str]:

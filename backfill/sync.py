@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 Trying = Callable[[], AbstractContextManager[Any]]
 
 _LONGEST_NAME = 48
-"""PostgreSQL's names have 63 bytes; `zz_` or `_insert` come to this."""
+"""PostgreSQL's names have 63 bytes; `zz01_` and `_insert` come to this."""
 _PATIENCE_SECONDS = 30.0
 """How long a removal is tried again, a short wait each time, before a person has to look."""
 _LIMITS = Limits(lock_timeout=1, statement_timeout=5, idle_timeout=5, label="backfill: sync")
@@ -207,7 +207,7 @@ def left_behind(
     return [
         (table, trigger)
         for table, trigger in dialect.triggers.installed(connection)
-        if re.sub(r"^zz_|_(?:insert|update)$", "", trigger) not in known
+        if re.sub(r"^zz\d*_|_(?:insert|update)$", "", trigger) not in known
     ]
 
 

@@ -227,6 +227,7 @@ class ReplicaLag(_Privileged, Budget):
     name = "replica lag"
     every = OFTEN
     is_brief = False
+    stands_alone = True
 
     def __init__(self, settings: Settings, words: Words, replicas: Sequence[Replica]) -> None:
         self._limit = settings.max_replica_lag

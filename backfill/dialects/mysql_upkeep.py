@@ -18,8 +18,18 @@ _STALE = 0.1
 
 
 class MySQLUpkeep(Upkeep):
+    def fired(
+        self, connection: sa.Connection, table: sa.Table, columns: Sequence[str]
+    ) -> list[str]:
+        names = {"schema": table.schema, "table": table.name}
+        return list(connection.execute(_FIRED, names).scalars())
+
+    def stamped(self, connection: sa.Connection, table: sa.Table) -> list[str]:
+        names = {"schema": table.schema, "table": table.name}
+        return list(connection.execute(_STAMPED, names).scalars())
+
     def refresh_statistics(
-        self, limits: Limits, table: sa.Table, columns: Sequence[str], share: float
+        self, limits: Limits, table: sa.Table, columns: Sequence[str], share: float, mark: str
     ) -> list[str]:
         """Never ANALYZE TABLE: before MariaDB 10.5.4 (MDEV-15101) and MySQL 8.0.24 each new query
         on the table then waits for the longest one that runs; and it is written to the binlog.
@@ -41,6 +51,16 @@ class MySQLUpkeep(Upkeep):
         ]
 
 
+_FIRED = sa.text(
+    "SELECT trigger_name FROM information_schema.triggers"
+    " WHERE event_object_schema = COALESCE(:schema, DATABASE()) AND event_object_table = :table"
+    " AND event_manipulation = 'UPDATE' AND trigger_name NOT LIKE 'backfill\\_sync\\_%' ORDER BY 1"
+)
+_STAMPED = sa.text(
+    "SELECT column_name FROM information_schema.columns"
+    " WHERE table_schema = COALESCE(:schema, DATABASE()) AND table_name = :table"
+    " AND extra LIKE '%on update%' ORDER BY ordinal_position"
+)
 _IS_AUTOMATIC = sa.text(
     "SELECT CASE WHEN create_options LIKE '%stats_auto_recalc=0%' THEN 0"
     " WHEN create_options LIKE '%stats_auto_recalc=1%' THEN 1"

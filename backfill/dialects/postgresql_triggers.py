@@ -2,6 +2,10 @@
 
 A BEFORE INSERT trigger would fill the row of an upsert before it is known whether it is inserted,
 and the application would copy the filled values from EXCLUDED into another row.
+
+What touches rows may fail, so that it is a subtransaction, with a number of its own once it
+writes. More than 64 of these in one transaction slow down everybody's snapshots (procarray.c,
+PGPROC_MAX_CACHED_SUBXIDS), so that all rows of a statement share one.
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ LABEL = "backfill.label"
 _EVENTS = {"UPDATE": "BEFORE", "INSERT": "AFTER"}
 _ON_PARTITIONED = (13,)
 """The first version with BEFORE triggers on partitioned tables (its release notes)."""
+_INSERTED = "_backfill_inserted"
 _WAIT = f"{round(WAIT_SECONDS * 1000)}ms"
 
 
@@ -76,28 +81,26 @@ class PostgreSQLTriggers(Triggers):
 
     def advice(self, connection: sa.Connection, target: Target) -> list[str]:
         names = ", ".join(map(repr, target.assignments))
-        asked = {
-            "table": self.preparer.format_table(target.table),
-            "column": next(iter(target.assignments)),
-        }
+        touched = list(target.assignments)[:1]
         return [
             f"INSERT … RETURNING gives {names} as the application wrote them: the triggers fill a"
             " row after it is inserted.",
             *(
                 f"trigger {name!r} of {target.table.fullname!r} fires once more at an INSERT, when"
                 " the triggers of `sync` fill the new row by an UPDATE. See that this does no harm."
-                for name in connection.execute(_FIRED, asked).scalars()
+                for name in self.dialect.upkeep.fired(connection, target.table, touched)
             ),
         ]
 
     def ddl(self, connection: sa.Connection, target: Target, place: Place) -> list[str]:
-        place = replace(place, schema=self._rights(connection, place).nspname)
+        facts = self._facts(connection, place)
+        place = replace(place, schema=facts.nspname)
         return [
             statement
-            for event, body in self._bodies(target, place).items()
+            for event, body in self._bodies(target, place, facts).items()
             for statement in (
                 self._function(connection, place, event, body),
-                self._trigger(place, event),
+                self._trigger(place, event, facts),
             )
         ]
 
@@ -119,18 +122,21 @@ class PostgreSQLTriggers(Triggers):
         # Two that replace one function at once would get "tuple concurrently updated".
         connection.execute(sa.select(sa.func.set_config("lock_timeout", _WAIT, sa.true())))
         connection.execute(_ONE_AT_A_TIME, {"name": place.name})
-        rights = self._rights(connection, place)
-        place = replace(place, schema=rights.nspname)
+        facts = self._facts(connection, place)
+        place = replace(place, schema=facts.nspname)
         found = {row.name: row for row in connection.execute(_FOUND, _names(place))}
         is_changed = False
-        for event, body in self._bodies(target, place).items():
+        for event, body in self._bodies(target, place, facts).items():
             row = found.get(_function_name(place, event))
-            if row is not None and row.has_trigger and row.prosrc == body:
+            has_trigger = row is not None and row.is_of_rows is _is_of_rows(event, facts)
+            if row is not None and has_trigger and row.prosrc == body:
                 continue
-            self._check_rights(rights, place)
+            self._check_rights(facts, place)
+            if row is not None and not has_trigger:
+                execute(connection, self._drop(place, event))
             execute(connection, self._function(connection, place, event, body))
-            if row is None or not row.has_trigger:
-                execute(connection, self._trigger(place, event))
+            if not has_trigger:
+                execute(connection, self._trigger(place, event, facts))
             is_changed = True
         return is_changed
 
@@ -144,22 +150,21 @@ class PostgreSQLTriggers(Triggers):
             connection,
             _DROP.format(
                 wait=_WAIT,
-                statements="\n    ".join(self._drops(found)),
+                statements="\n    ".join(f"{self._drop(found, event)};" for event in _EVENTS),
             ),
         )
         if self.find(connection, place) is not None:
             raise TableBusy(place.table)
 
-    def _drops(self, place: Place) -> Iterator[str]:
-        for event in _EVENTS:
-            trigger = self.quoted(_trigger_name(place, event))
-            yield f"DROP TRIGGER IF EXISTS {trigger} ON {self.table(place)};"
-            function = self.quoted(_function_name(place, event), place.schema)
-            yield f"DROP FUNCTION IF EXISTS {function}();"
+    def _drop(self, place: Place, event: str) -> str:
+        """A trigger goes with its function, whatever the table is called by now."""
+        function = self.quoted(_function_name(place, event), place.schema)
+        return f"DROP FUNCTION IF EXISTS {function}() CASCADE"
 
-    def _bodies(self, target: Target, place: Place) -> dict[str, str]:
+    def _bodies(self, target: Target, place: Place, facts: sa.Row[Any]) -> dict[str, str]:
         script = _Script(target, self.table(place))
-        return {"UPDATE": _fill(script), "INSERT": _touch(script)}
+        touch = _touch if _is_of_rows("INSERT", facts) else _touch_all
+        return {"UPDATE": _fill(script), "INSERT": touch(script)}
 
     def _function(self, connection: sa.Connection, place: Place, event: str, body: str) -> str:
         """Return the DDL of a function.
@@ -178,29 +183,34 @@ class PostgreSQLTriggers(Triggers):
             f" LANGUAGE plpgsql SECURITY DEFINER SET search_path = {path} AS {tag}{body}{tag}"
         )
 
-    def _trigger(self, place: Place, event: str) -> str:
+    def _trigger(self, place: Place, event: str, facts: sa.Row[Any]) -> str:
+        """Return the DDL of a trigger. Such fire in the order of their names: after the table's
+        own, and after those of backfills that this one may depend on, since they came before."""
+        name = f"zz{facts.number:02}_{_function_name(place, event)}"
+        all_rows = f"REFERENCING NEW TABLE AS {_INSERTED} FOR EACH STATEMENT"
         return (
-            f"CREATE TRIGGER {self.quoted(_trigger_name(place, event))} {_EVENTS[event]} {event}"
-            f" ON {self.table(place)} FOR EACH ROW"
+            f"CREATE TRIGGER {self.quoted(name)} {_EVENTS[event]} {event} ON {self.table(place)}"
+            f" {'FOR EACH ROW' if _is_of_rows(event, facts) else all_rows}"
             f" WHEN (current_setting('{LABEL}', true)"
             f" IS DISTINCT FROM {literal(label_of(place.backfill))})"
             f" EXECUTE PROCEDURE {self.quoted(_function_name(place, event), place.schema)}()"
         )
 
-    def _rights(self, connection: sa.Connection, place: Place) -> sa.Row[Any]:
-        """Return the table's own schema, where the functions belong too, and what we may there."""
-        return connection.execute(_RIGHTS, {"table": self.table(place)}).one()
+    def _facts(self, connection: sa.Connection, place: Place) -> sa.Row[Any]:
+        """Return the table's own schema, where the functions belong too, what we may there, and
+        what triggers the table takes."""
+        return connection.execute(_FACTS, {"table": self.table(place)}).one()
 
-    def _check_rights(self, rights: sa.Row[Any], place: Place) -> None:
+    def _check_rights(self, facts: sa.Row[Any], place: Place) -> None:
         """Refuse what could be made and not removed: only a table's owner drops a trigger."""
-        if not rights.is_owner:
+        if not facts.is_owner:
             raise RunFailed(
                 f"{place.backfill}: `sync` makes a trigger on {place.table!r}, and only its owner"
-                f" can remove one. Run as {rights.owner!r}, or GRANT {self.quoted(rights.owner)} TO"
+                f" can remove one. Run as {facts.owner!r}, or GRANT {self.quoted(facts.owner)} TO"
                 " this user."
             )
-        if not rights.may_create:
-            schema = rights.nspname
+        if not facts.may_create:
+            schema = facts.nspname
             raise RunFailed(
                 f"{place.backfill}: `sync` makes a function in the schema {schema!r}, and this"
                 f" user may not: GRANT CREATE ON SCHEMA {self.quoted(schema)} TO this user."
@@ -229,15 +239,13 @@ def _function_name(place: Place, event: str) -> str:
     return f"{place.name}_{event.lower()}"
 
 
-def _trigger_name(place: Place, event: str) -> str:
-    """Triggers fire in the order of their names, and those of the table's own come first."""
-    return f"zz_{_function_name(place, event)}"
+def _is_of_rows(event: str, facts: sa.Row[Any]) -> bool:
+    return event == "UPDATE" or facts.is_partition
 
 
 def _names(place: Place) -> dict[str, Any]:
     return {
         "functions": [_function_name(place, event) for event in _EVENTS],
-        "triggers": [_trigger_name(place, event) for event in _EVENTS],
         "schema": place.schema,
         "table": place.table,
     }
@@ -253,24 +261,78 @@ def _head(script: _Script) -> list[str]:
 
 
 def _touch(script: _Script) -> str:
-    """Let the other trigger fill a row that is pending, now that it is known to be inserted."""
-    quote, key = script.quote, script.target.key.names
-    column = quote(script.columns[0])
-    here = " AND ".join(f"t.{quote(name)} = NEW.{quote(name)}" for name in key)
+    """Let the other trigger fill a row that is pending, now that it is known to be inserted.
+
+    For partitions: into one of them go rows that are inserted into the whole table, and no
+    trigger FOR EACH STATEMENT of its own sees them.
+    """
     return "\n".join(
         [
             *_head(script),
             "BEGIN",
-            f"PERFORM 1 FROM ({script.over(script.row_of('NEW'), [], pending=True)}) AS pending;",
-            "  IF FOUND THEN",
-            f"    UPDATE {script.table} AS t SET {column} = t.{column} WHERE {here};",
-            "  END IF;",
+            *_touch_if_pending(script, script.row_of("NEW"), "NEW"),
             "  RETURN NULL;",
             "EXCEPTION WHEN OTHERS THEN",
             "  RETURN NULL;  -- stays pending; the application's statement goes on",
             "END ",
         ]
     )
+
+
+def _touch_all(script: _Script) -> str:
+    """Likewise for all rows of a statement; if one of them fails, for one at a time.
+
+    OFFSET 0 keeps the planner from joining all rows with what `where` asks for: its plan is kept,
+    and would serve a statement of one row as it served one of a million.
+    """
+    key = ", ".join(f"i.{script.quote(name)}" for name in script.target.key.names)
+    one = f"SELECT t.* FROM {script.table} AS t WHERE {_is_at(script, '_backfill_row')} OFFSET 0"
+    return "\n".join(
+        [
+            *_head(script),
+            "DECLARE",
+            "  _backfill_row record;",
+            "BEGIN",
+            f"  FOR _backfill_row IN SELECT {key} FROM {_INSERTED} AS i, LATERAL (",
+            script.over(script.row_of("i"), [], pending=True),
+            "    OFFSET 0) AS pending",
+            "  LOOP",
+            f"    {_touching(script, '_backfill_row')}",
+            "  END LOOP;",
+            "  RETURN NULL;",
+            "EXCEPTION WHEN OTHERS THEN",
+            "  BEGIN",
+            f"    FOR _backfill_row IN SELECT {key} FROM {_INSERTED} AS i LOOP",
+            "      BEGIN",
+            *_touch_if_pending(script, one, "_backfill_row"),
+            "      EXCEPTION WHEN OTHERS THEN",
+            "        NULL;  -- stays pending; the application's statement goes on",
+            "      END;",
+            "    END LOOP;",
+            "  EXCEPTION WHEN OTHERS THEN",
+            "    NULL;  -- likewise",
+            "  END;",
+            "  RETURN NULL;",
+            "END ",
+        ]
+    )
+
+
+def _touch_if_pending(script: _Script, row: str, record: str) -> Iterator[str]:
+    yield f"PERFORM 1 FROM ({script.over(row, [], pending=True)}) AS pending;"
+    yield "  IF FOUND THEN"
+    yield f"    {_touching(script, record)}"
+    yield "  END IF;"
+
+
+def _touching(script: _Script, record: str) -> str:
+    column, here = script.quote(script.columns[0]), _is_at(script, record)
+    return f"UPDATE {script.table} AS t SET {column} = t.{column} WHERE {here};"
+
+
+def _is_at(script: _Script, record: str) -> str:
+    names = map(script.quote, script.target.key.names)
+    return " AND ".join(f"t.{name} = {record}.{name}" for name in names)
 
 
 def _fill(script: _Script) -> str:
@@ -375,14 +437,14 @@ def _plain(path: str) -> str:
 
 
 _FOUND = sa.text(
-    "SELECT proname AS name, nspname, prosrc, EXISTS (SELECT 1 FROM pg_trigger JOIN pg_class AS c"
-    " ON c.oid = tgrelid WHERE tgname IN :triggers AND tgfoid = p.oid AND relname = :table)"
-    " AS has_trigger FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = pronamespace"
+    "SELECT proname AS name, nspname, prosrc, (SELECT tgtype & 1 = 1 FROM pg_trigger JOIN pg_class"
+    " AS c ON c.oid = tgrelid WHERE tgfoid = p.oid AND relname = :table LIMIT 1)"
+    " AS is_of_rows FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = pronamespace"
     " WHERE proname IN :functions AND pronargs = 0"
     " AND prorettype = CAST('trigger' AS regtype)"
     " AND CASE WHEN CAST(:schema AS text) IS NULL THEN pg_function_is_visible(p.oid)"
     " ELSE nspname = CAST(:schema AS text) END"
-).bindparams(sa.bindparam("functions", expanding=True), sa.bindparam("triggers", expanding=True))
+).bindparams(sa.bindparam("functions", expanding=True))
 _FUNCTION_PATH = "concat_ws(', ', nullif(current_setting('search_path'), ''), 'pg_temp')"
 _OURS = f"'search_path=' || {_FUNCTION_PATH}"
 """What a function keeps that was made with this search path. Out of sight only such a one may be
@@ -403,16 +465,13 @@ _REFUSING = sa.text(
     " '^.*? USING | INCLUDE [(][^)]*[)]', '', 'g') FROM pg_index"
     " WHERE indrelid = CAST(:table AS regclass) AND (indisunique OR indisexclusion)"
 )
-_FIRED = sa.text(
-    "SELECT tgname FROM pg_trigger WHERE tgrelid = CAST(:table AS regclass) AND NOT tgisinternal"
-    " AND tgenabled <> 'D' AND tgtype & 16 <> 0 AND tgname NOT LIKE 'zz\\_backfill\\_sync\\_%'"
-    " AND (cardinality(tgattr) = 0 OR (SELECT attnum FROM pg_attribute WHERE attrelid = tgrelid"
-    " AND attname = :column) = ANY (tgattr)) ORDER BY 1"
-)
 _ONE_AT_A_TIME = sa.text("SELECT pg_advisory_xact_lock(hashtext(:name))")
-_RIGHTS = sa.text(
+_FACTS = sa.text(
     "SELECT nspname, rolname AS owner, pg_has_role(relowner, 'USAGE') AS is_owner,"
-    " has_schema_privilege(n.oid, 'CREATE') AS may_create"
+    " has_schema_privilege(n.oid, 'CREATE') AS may_create,"
+    " relkind = 'p' OR relispartition AS is_partition,"
+    " 1 + coalesce((SELECT max(CAST(substring(tgname FROM '^zz([0-9]+)_') AS int)) FROM pg_trigger"
+    " WHERE tgrelid = c.oid), 0) AS number"
     " FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = relnamespace"
     " JOIN pg_roles AS r ON r.oid = relowner WHERE c.oid = CAST(:table AS regclass)"
 )

@@ -64,6 +64,12 @@ class PostgreSQLUpkeep(Upkeep):
             if row.is_key or not row.is_partial
         ]
 
+    def fired(
+        self, connection: sa.Connection, table: sa.Table, columns: Sequence[str]
+    ) -> list[str]:
+        given = {**self._name(table), "columns": list(columns) or [""]}
+        return list(connection.execute(_FIRED, given).scalars())
+
     def advice(
         self, connection: sa.Connection, table: sa.Table, columns: Sequence[str], updates: Updates
     ) -> list[str]:
@@ -138,12 +144,17 @@ class PostgreSQLUpkeep(Upkeep):
     def cancel(self, limits: Limits, mark: str) -> None:
         """By the statement's text: behind a pooler, a session's process may be another one now."""
         with self._autocommit(limits) as connection:
-            connection.execute(_CANCEL, {"text": f"VACUUM /* {mark} */%"})
+            connection.execute(_CANCEL, _marked(mark))
+
+    def is_in_the_way(self, limits: Limits, mark: str) -> bool:
+        """ANALYZE keeps all DDL off its table, as VACUUM does, behind which everybody queues."""
+        with self._autocommit(limits) as connection:
+            return bool(connection.execute(_IN_THE_WAY, _marked(mark)).scalar_one())
 
     # -- ANALYZE -----------------------------------------------------------------------
 
     def refresh_statistics(
-        self, limits: Limits, table: sa.Table, columns: Sequence[str], share: float
+        self, limits: Limits, table: sa.Table, columns: Sequence[str], share: float, mark: str
     ) -> list[str]:
         """Do what autovacuum will do, at once; and what it never does, of a partitioned table."""
         patient = replace(limits, statement_timeout=_ANALYZE_SECONDS)
@@ -160,7 +171,7 @@ class PostgreSQLUpkeep(Upkeep):
             wanted = [*stale, *(f"ONLY {name}" for name in parent if can_do_parent)]
             for name in wanted:
                 with self._dialect.transaction(connection, patient):
-                    connection.exec_driver_sql(f"ANALYZE {name}")
+                    connection.exec_driver_sql(f"ANALYZE /* {mark} */ {name}")
         left = [] if can_do_parent else parent
         return [
             f"ANALYZE of {', '.join(wanted)}",
@@ -196,6 +207,10 @@ def _version(connection: sa.Connection) -> tuple[Any, ...]:
     return connection.dialect.server_version_info or ()
 
 
+def _marked(mark: str) -> dict[str, str]:
+    return {"text": f"% /* {mark} */ %"}
+
+
 def _removal(leaves: Sequence[Any]) -> str:
     if any(leaf.vacuum_at is None for leaf in leaves):
         return "which nobody removes: autovacuum is off, so VACUUM when there is time"
@@ -211,6 +226,13 @@ def _how(row: Any) -> str:
     return f": DROP INDEX CONCURRENTLY {row.quoted} before it, {create} after it"
 
 
+_FIRED = sa.text(
+    "SELECT CAST(tgname AS text) FROM pg_trigger WHERE tgrelid = CAST(:table AS regclass)"
+    " AND NOT tgisinternal AND tgenabled <> 'D' AND tgtype & 16 <> 0"
+    " AND tgname !~ '^zz[0-9]*_backfill_sync_' AND (cardinality(tgattr) = 0 OR EXISTS ("
+    "SELECT FROM pg_attribute WHERE attrelid = tgrelid AND attnum = ANY (tgattr)"
+    " AND attname IN :columns)) ORDER BY 1"
+).bindparams(sa.bindparam("columns", expanding=True))
 _HOW = "SKIP_LOCKED, TRUNCATE false, PARALLEL 0"
 """To give the file's end back would lock the table against everybody, on replicas too."""
 
@@ -220,9 +242,11 @@ _AS_AUTOVACUUM = sa.text(
     "SELECT set_config('vacuum_cost_delay', current_setting('autovacuum_vacuum_cost_delay'), false)"
     " WHERE current_setting('autovacuum_vacuum_cost_delay') <> '-1'"
 )
-_CANCEL = sa.text(
-    "SELECT pg_cancel_backend(pid) FROM pg_stat_activity"
-    " WHERE query LIKE :text AND state = 'active' AND pid <> pg_backend_pid()"
+_MARKED = "query LIKE :text AND state = 'active' AND pid <> pg_backend_pid()"
+_CANCEL = sa.text(f"SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE {_MARKED}")
+_IN_THE_WAY = sa.text(
+    f"SELECT EXISTS (SELECT FROM pg_stat_activity AS ours WHERE {_MARKED} AND EXISTS (SELECT FROM"
+    " pg_locks AS w WHERE NOT w.granted AND ours.pid = ANY (pg_blocking_pids(w.pid))))"
 )
 _TREE = (
     "WITH RECURSIVE tree (oid) AS ("

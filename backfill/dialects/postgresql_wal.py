@@ -193,6 +193,7 @@ class NamedReplicas(_Following):
     """The replicas that the settings name, asked themselves."""
 
     is_brief = False
+    stands_alone = True
 
     def __init__(
         self,

@@ -152,10 +152,13 @@ def _update(
     script: Script, columns: Sequence[str], *, pending: bool = False, also: str = ""
 ) -> str:
     """Return an UPDATE of the row that was written, as it is stored: only there do its columns
-    have their affinities. What a constraint refuses is left as it is."""
+    have their affinities. What a constraint refuses is left as it is; and where nothing would
+    change no trigger fires, so that another backfill's can fire this one's later."""
     target, here = script.target, _stored(script)
     values: dict[Any, Any] = {c: script.on(here, target.assignments[c]) for c in columns}
+    changes = (_is_not(script, name, script.text(value)) for name, value in values.items())
     statement = _of_the_row(script, here).values(values)
+    statement = statement.where(sa.literal_column(f"({' OR '.join(changes)})"))
     if pending:
         assert target.pending is not None
         statement = statement.where(script.on(here, target.pending))
@@ -184,11 +187,9 @@ def _revoke(script: Script) -> str:
     ones, if the row is pending then; and if all are ours, since the walk would write all."""
     here = _stored(script)
     was_refused = " OR ".join(
-        f"{name} IS NEW.{name} COLLATE BINARY AND ({value}) IS NOT {name} COLLATE BINARY"
-        for name, value in (
-            (script.quote(column), script.text(script.on(here, script.target.assignments[column])))
-            for column in script.columns
-        )
+        f"{script.quote(name)} IS NEW.{script.quote(name)} COLLATE BINARY AND"
+        f" {_is_not(script, name, script.text(script.on(here, script.target.assignments[name])))}"
+        for name in script.columns
     )
     without = ", ".join(
         f"{'NULL' if column.name in script.revocable else name} AS {name}"
@@ -202,6 +203,10 @@ def _revoke(script: Script) -> str:
     ]
     statement = _of_the_row(script, here).values(dict.fromkeys(script.revocable, sa.null()))
     return script.text(statement.where(sa.literal_column(" AND ".join(conditions))))
+
+
+def _is_not(script: Script, name: str, value: str) -> str:
+    return f"({value}) IS NOT {script.quote(name)} COLLATE BINARY"
 
 
 def _just_written(script: Script) -> str:

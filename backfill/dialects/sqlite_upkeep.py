@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
+from backfill.dialects.triggers import mentions
 from backfill.dialects.upkeep import Upkeep
 
 if TYPE_CHECKING:
@@ -25,8 +27,22 @@ class SQLiteUpkeep(Upkeep):
         name = self.quoted(f"ix_{table.name}_pending", table.schema)
         return self._partial_index(f"CREATE INDEX {name}", self.quoted(table.name), key, pending)
 
+    def fired(
+        self, connection: sa.Connection, table: sa.Table, columns: Sequence[str]
+    ) -> list[str]:
+        query = sa.text(
+            f"SELECT name, sql FROM {self.quoted(table.schema or 'main')}.sqlite_master"
+            " WHERE type = 'trigger' AND lower(tbl_name) = lower(:table) ORDER BY name"
+        )
+        found = connection.execute(query, {"table": table.name}).all()
+        return [
+            row.name
+            for row in found
+            if not row.name.startswith("backfill_sync_") and _fires(row.sql, columns)
+        ]
+
     def refresh_statistics(
-        self, limits: Limits, table: sa.Table, columns: Sequence[str], share: float
+        self, limits: Limits, table: sa.Table, columns: Sequence[str], share: float, mark: str
     ) -> list[str]:
         """ANALYZE the table, if it was before: what there is of statistics changes plans.
 
@@ -53,3 +69,13 @@ class SQLiteUpkeep(Upkeep):
             return set()
         query = sa.text(f"SELECT idx FROM {schema}.sqlite_stat1 WHERE tbl = :table")
         return set(connection.execute(query, {"table": table}).scalars())
+
+
+def _fires(sql: str, columns: Sequence[str]) -> bool:
+    """Whether a trigger, as somebody wrote it, is one of updates of these columns."""
+    head = re.split(r"(?i)\bBEGIN\b", sql)[0]
+    found = re.search(r"(?is)\bUPDATE\s+(?:OF\s+(.+?)\s+)?ON\b", head)
+    if found is None:
+        return False
+    named = found.group(1)
+    return not named or not columns or any(mentions(named, column) for column in columns)

@@ -88,6 +88,16 @@ class Upkeep:
             if column in index["column_names"]
         ]
 
+    def fired(
+        self, connection: sa.Connection, table: sa.Table, columns: Sequence[str]
+    ) -> list[str]:
+        """Return the triggers, but those of `sync`, that fire where these columns are written."""
+        return []
+
+    def stamped(self, connection: sa.Connection, table: sa.Table) -> list[str]:
+        """Return the columns that get the time of each update, unless they are written too."""
+        return []
+
     def advice(
         self, connection: sa.Connection, table: sa.Table, columns: Sequence[str], updates: Updates
     ) -> list[str]:
@@ -128,12 +138,17 @@ class Upkeep:
         return []
 
     def cancel(self, limits: Limits, mark: str) -> None:
-        """End the statements of the `vacuum` that was given this mark."""
+        """End the statements that were given this mark."""
+
+    def is_in_the_way(self, limits: Limits, mark: str) -> bool:
+        """Whether somebody waits for a statement that was given this mark."""
+        return False
 
     def refresh_statistics(
-        self, limits: Limits, table: sa.Table, columns: Sequence[str], share: float
+        self, limits: Limits, table: sa.Table, columns: Sequence[str], share: float, mark: str
     ) -> list[str]:
         """Mend the planner's statistics where they are wrong now that a share of all rows has other
-        values in these columns. Returns what is to be told.
+        values in these columns. `mark` tells this call's statements from all others. Returns what
+        is to be told.
         """
         return []

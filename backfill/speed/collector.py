@@ -1,5 +1,5 @@
-"""Reads the signals, off the work path: a thread with a connection and short transactions of its
-own, which outlives lost connections and errors of any kind."""
+"""Reads the signals, off the work path: in threads with connections and short transactions of
+their own, which outlive lost connections and errors of any kind."""
 
 from __future__ import annotations
 
@@ -59,10 +59,8 @@ class Collector:
         try:
             while self._due and not self._ends.is_set():
                 self.tick()
-                self._throttle.has_begun.set()
                 self._ends.wait(max(0.0, min(self._due.values(), default=0.0) - self._clock()))
         finally:
-            self._throttle.has_begun.set()
             self._close()
 
     def look(self) -> None:
@@ -143,10 +141,7 @@ def throttled(
     def say(text: str) -> None:
         report(Event("unwatched", run.name, text))
 
-    if signals:
-        with _collecting(dialect, signals, throttle, say):
-            yield throttle
-    else:
+    with _collecting(dialect, signals, throttle, say):
         yield throttle
 
 
@@ -157,14 +152,22 @@ def _collecting(
     throttle: Throttle,
     say: Callable[[str], object],
 ) -> Iterator[None]:
-    throttle.has_begun.clear()
-    collector = Collector(dialect, signals, throttle, say)
-    thread = Thread(
-        target=dialect.call, args=(collector.run,), name="backfill-signals", daemon=True
-    )
-    thread.start()
+    """Read what may take its time in a thread each, and all the rest in one."""
+    together = [signal for signal in signals if not signal.stands_alone]
+    groups = [together, *([signal] for signal in signals if signal.stands_alone)]
+    collectors = [Collector(dialect, group, throttle, say) for group in groups if group]
+    throttle.begin()
+    threads = [
+        Thread(target=dialect.call, args=(one.run,), name="backfill-signals", daemon=True)
+        for one in collectors
+    ]
+    for thread in threads:
+        thread.start()
     try:
         yield
     finally:
-        collector.end()
-        thread.join(_END_SECONDS)
+        for one in collectors:
+            one.end()
+        deadline = time.monotonic() + _END_SECONDS
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))

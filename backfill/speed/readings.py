@@ -105,6 +105,11 @@ class Signal(Protocol):
         """Whether it asks the database only, and at once: it may share a transaction with others.
         While any other one is read none is open."""
 
+    @property
+    def stands_alone(self) -> bool:
+        """Whether it asks others than the database, or what a user wrote: it may take its time,
+        and must not keep the rest waiting."""
+
     def read(self, reader: Reader) -> Reading | None:
         """Return its value; None where there is nothing to watch, for example no replica.
 
@@ -126,6 +131,7 @@ class Gradual:
     fails_closed = False
     every = 1.0
     is_brief = True
+    stands_alone = False
 
     def remedy(self, reader: Reader) -> str:
         return ""
@@ -141,6 +147,7 @@ class Budget:
     fails_closed = True
     every = 1.0
     is_brief = True
+    stands_alone = False
 
     def remedy(self, reader: Reader) -> str:
         return ""

@@ -47,6 +47,7 @@ def of_user(declaration: type[Backfill], dialect: Dialect, settings: Settings) -
 class _Own(Gradual):
     fails_closed = True
     is_brief = False
+    stands_alone = True
 
 
 class FlagFile(_Own):

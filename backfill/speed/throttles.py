@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import Event as Flag
-from threading import Lock
+from math import inf
+from threading import Condition, Lock
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ _SMOOTHING = 0.5
 """The weight of the newest reading, which makes an average of about three (block/spirit). Stop
 levels are compared with the newest reading alone."""
 _FIRST_SECONDS = 5.0
-"""How long a verdict waits for the first readings: the workers get ready meanwhile."""
+"""How long verdicts wait for the first readings: the workers get ready meanwhile."""
 _FAINT = 0.05
 """A load is worth a reason above this: an average never quite gets back to nothing."""
 
@@ -86,12 +86,14 @@ class Throttle:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
-        self._lock = Lock()
+        self._lock = Condition()
         self._gauges = {signal: _Gauge(signal) for signal in signals}
         self._activity = activity or Activity()
-        self.has_begun = Flag()
-        """Cleared by who will ask every signal once, and set then: a verdict waits for it."""
-        self.has_begun.set()
+        self._patient_until = -inf
+
+    def begin(self) -> None:
+        """Let verdicts wait until each signal was asked once, for some seconds."""
+        self._patient_until = self._clock() + _FIRST_SECONDS
 
     def writing(self) -> AbstractContextManager[None]:
         """Wrap each transaction that writes: a probe compares these times with the others."""
@@ -99,9 +101,10 @@ class Throttle:
 
     def verdict(self) -> Verdict:
         """Return the worst of all signals, with its reason."""
-        self.has_begun.wait(_FIRST_SECONDS)
-        now = self._clock()
         with self._lock:
+            if (seconds := self._patient_until - self._clock()) > 0:
+                self._lock.wait_for(self._is_complete, seconds)
+            now = self._clock()
             found = [gauge.verdict(now) for gauge in self._gauges.values()]
         worst = max(found, key=_badness, default=FREE)
         return Verdict(
@@ -118,17 +121,23 @@ class Throttle:
         with self._lock:
             if signal in self._gauges:
                 self._gauges[signal].take(reading, self._clock())
+            self._lock.notify_all()
 
     def miss(self, signal: Signal, problem: str) -> None:
         """Note why a signal could not be read: its last reading counts until it is stale."""
         with self._lock:
             if signal in self._gauges:
                 self._gauges[signal].problem = problem
+            self._lock.notify_all()
 
     def drop(self, signal: Signal) -> None:
         """Forget a signal that cannot be had here."""
         with self._lock:
             self._gauges.pop(signal, None)
+            self._lock.notify_all()
+
+    def _is_complete(self) -> bool:
+        return all(gauge.was_asked for gauge in self._gauges.values())
 
 
 @dataclass(slots=True)
@@ -140,6 +149,10 @@ class _Gauge:
     load: float = 0.0
     read_at: float | None = None
     problem: str = ""
+
+    @property
+    def was_asked(self) -> bool:
+        return self.read_at is not None or bool(self.problem)
 
     def take(self, reading: Reading | None, now: float) -> None:
         load = reading.load if reading is not None and self.signal.steers else 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from contextlib import contextmanager
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -194,6 +195,35 @@ def test_somebody_else_looks_after_the_table(engine: sa.Engine, execute: Execute
     assert "passed over (locked): things" in told(ran)
     assert "not looked after: a row is locked" in told(ran)
     assert counted(execute, "vacuum_count") == counted(execute, "analyze_count") == 0
+
+
+@pytest.mark.requires("dead_rows")
+def test_statistics_keep_nobody_off_the_table(engine: sa.Engine, execute: Execute) -> None:
+    """ANALYZE holds a lock that DDL waits for, and behind that everybody."""
+    make_things(execute, rows=20_000)
+    name = engine.url.database
+    execute(
+        f"ALTER DATABASE {name} SET vacuum_cost_limit = 1",
+        f"ALTER DATABASE {name} SET vacuum_cost_delay = '20ms'",  # for each of 180 pages
+    )
+    waited = list[float]()
+
+    def alter() -> None:
+        wait_until(lambda: execute(f"{ANALYZES} AND datname = '{name}'") == [(1,)])
+        began = time.monotonic()
+        execute("ALTER TABLE things ADD COLUMN more integer")
+        waited.append(time.monotonic() - began)
+
+    thread = Thread(target=alter)
+    thread.start()
+    ran = complete(engine, FillM, chunk_size=5_000)
+    thread.join()
+    assert "ANALYZE of things was broken off: others waited for it" in told(ran)
+    assert len(waited) == 1 and waited[0] < 2
+    assert counted(execute, "analyze_count") == 0
+
+
+ANALYZES = "SELECT count(*)::int FROM pg_stat_activity WHERE query LIKE 'ANALYZE%'"
 
 
 # -- VACUUM ------------------------------------------------------------------------------------

@@ -177,6 +177,32 @@ def test_triggers_write_what_the_walk_would(engine: sa.Engine, seed: int) -> Non
     assert set(ran.numbers("chunk", "changed")) == {without} != {0}
 
 
+class AbbreviateNames(Backfill):
+    """What another one writes, whose name comes later in the alphabet."""
+
+    table = "people"
+    depends_on: ClassVar = ["fill_names"]
+    where: ClassVar[Any] = people.c.initial.is_(None)
+    values: ClassVar = {"initial": sa.func.substr(people.c.full_name, 1, 1)}
+    sync = True
+
+
+class FillFullNames(FillNames):
+    name = "fill_names"
+    values: ClassVar = {"full_name": people.c.first + " " + people.c.last}
+
+
+def test_what_depends_on_another_one_follows_it(engine: sa.Engine) -> None:
+    people.create(engine)
+    install(engine, FillFullNames)
+    install(engine, AbbreviateNames)
+    fill(engine, people, [{"id": 1, "first": "Ann", "last": "Lee"}])
+    assert read(engine, people, "initial") == ["A"]
+    with engine.begin() as connection:
+        connection.execute(people.update().values(first="Bo"))
+    assert read(engine, people, "full_name", "initial") == [("Bo Lee", "B")]
+
+
 def test_a_value_that_is_none_of_ours_is_left_alone(engine: sa.Engine) -> None:
     people.create(engine)
     install(engine, FillNames)
@@ -584,6 +610,18 @@ def test_removal_leaves_nothing(engine: sa.Engine) -> None:
     assert sync.withdraw(FillNames, dialect)
     assert left_over(engine) == []
     assert not sync.withdraw(FillNames, dialect)
+
+
+@pytest.mark.parametrize("of", [FillNames, "fill_names"])
+def test_triggers_are_found_where_their_table_has_another_name(
+    engine: sa.Engine, of: sync.Sought
+) -> None:
+    people.create(engine)
+    install(engine, FillNames)
+    with engine.begin() as connection:
+        connection.execute(sa.text("ALTER TABLE people RENAME TO persons"))
+    assert sync.withdraw(of, dialect_for(engine))
+    assert left_over(engine) == []
 
 
 def test_triggers_can_be_removed_when_their_column_is_gone(engine: sa.Engine) -> None:

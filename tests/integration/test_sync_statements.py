@@ -343,6 +343,49 @@ def test_a_row_that_cannot_be_updated_can_be_inserted(engine: sa.Engine, what: s
     assert list(found[1].values()) == list(given.values())[: len(found[1])]
 
 
+@pytest.mark.requires("schemas")
+def test_rows_of_one_statement_share_a_subtransaction(engine: sa.Engine) -> None:
+    """More than 64 in one transaction would be felt by everybody (PostgreSQL's procarray.c)."""
+    goods.create(engine)
+    install(engine, LabelIfNew)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("INSERT INTO goods SELECT i, i FROM generate_series(1, 200) i")
+    with engine.connect() as connection:
+        numbers = connection.exec_driver_sql("SELECT DISTINCT xmin::text FROM goods").all()
+    assert len(numbers) == 1
+    assert read(engine, goods, "label") == [f"{i}!" for i in range(1, 201)]
+
+
+@pytest.mark.requires("schemas")
+def test_rows_beside_one_that_cannot_be_updated_are_filled(engine: sa.Engine) -> None:
+    goods.create(engine)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(*WHAT_FAILS_AN_UPDATE["a check"])
+    install(engine, LabelIfNew)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("INSERT INTO goods SELECT i, i FROM generate_series(5, 9) i")
+    assert read(engine, goods, "label") == ["5!", "6!", None, "8!", "9!"]
+
+
+@pytest.mark.requires("schemas")
+def test_triggers_of_another_kind_are_made_anew(engine: sa.Engine) -> None:
+    """What a table's rows came by before it became a part of another one."""
+    goods.create(engine)
+    install(engine, LabelIfNew)
+    with engine.begin() as connection:
+        for statement in (
+            "ALTER TABLE goods RENAME TO low",
+            "CREATE TABLE goods (LIKE low INCLUDING INDEXES) PARTITION BY RANGE (id)",
+            "ALTER TABLE goods ATTACH PARTITION low FOR VALUES FROM (0) TO (10)",
+        ):
+            connection.exec_driver_sql(statement)
+    assert install(engine, LabelIfNew)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("INSERT INTO goods VALUES (1, 5), (2, 7)")
+    assert read(engine, goods, "label") == ["5!", "7!"]
+    assert not install(engine, LabelIfNew)
+
+
 class LookUp(Label):
     """Reads another table, too."""
 

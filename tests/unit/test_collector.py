@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import contextmanager
 from threading import Event as Flag
-from threading import Thread
+from threading import Thread, Timer
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,7 +15,8 @@ import sqlalchemy as sa
 from backfill import Backfill
 from backfill.dialects import ErrorKind, dialect_for
 from backfill.settings import Settings
-from backfill.speed.collector import Collector, throttled
+from backfill.speed import throttles
+from backfill.speed.collector import Collector, _collecting, throttled
 from backfill.speed.readings import Budget, Reading, Unavailable, Unreadable
 from backfill.speed.throttles import Throttle
 
@@ -265,12 +267,12 @@ def test_its_thread_ends_when_it_is_told_to() -> None:
             return FREE
 
     signals: Sequence[Signal] = [Telling(every=0.01)]
-    throttle = Throttle(signals)
-    throttle.has_begun.clear()
-    watched = Collector(dialect_for(sa.create_engine("sqlite://")), signals, throttle, print)
+    watched = Collector(
+        dialect_for(sa.create_engine("sqlite://")), signals, Throttle(signals), print
+    )
     thread = Thread(target=watched.run)
     thread.start()
-    assert throttle.has_begun.wait(10)
+    assert asked.wait(10)
     asked.clear()
     assert asked.wait(10)  # again and again
     watched.end()
@@ -282,10 +284,10 @@ def test_its_thread_ends_when_nothing_is_left_to_watch() -> None:
     signals = [Scripted(Unavailable())]
     said: list[str] = []
     throttle = Throttle(signals)
-    throttle.has_begun.clear()
+    throttle.begin()
     watched = Collector(dialect_for(sa.create_engine("sqlite://")), signals, throttle, said.append)
     watched.run()
-    assert throttle.has_begun.is_set()
+    assert_answers_at_once(throttle)
     assert len(said) == 1
 
 
@@ -301,4 +303,48 @@ def test_where_nothing_is_watched_nothing_is_waited_for() -> None:
     )
     run = SimpleNamespace(name="count_up")
     with throttled(target, None, run, Settings(), print) as throttle:  # type: ignore[arg-type]
-        assert throttle.has_begun.is_set()
+        assert_answers_at_once(throttle)
+
+
+def assert_answers_at_once(throttle: Throttle) -> None:
+    began = time.monotonic()
+    throttle.verdict()
+    assert time.monotonic() - began < 2
+
+
+class Silent(Scripted):
+    """Does not answer before it is let go."""
+
+    stands_alone = True
+
+    def __init__(self) -> None:
+        super().__init__(FREE, name="a silent one")
+        self.may_answer = Flag()
+
+    def read(self, reader: Reader) -> Reading:
+        self.may_answer.wait(30)
+        return super().read(reader)
+
+
+def test_one_that_keeps_silent_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But the first verdict, for some seconds: what nobody knows yet stops in doubt."""
+    monkeypatch.setattr(throttles, "_FIRST_SECONDS", 0.3)
+    silent, other = Silent(), Scripted(FREE, every=0.01)
+    throttle = Throttle([silent, other])
+    with _collecting(dialect_for(sa.create_engine("sqlite://")), [silent, other], throttle, print):
+        verdict = throttle.verdict()
+        assert (verdict.stops, verdict.reason) == (True, "a silent one is not known yet")
+        asked = other.asked
+        time.sleep(0.2)
+        assert other.asked > asked > 0
+        silent.may_answer.set()
+        while throttle.verdict().stops:
+            time.sleep(0.01)
+
+
+def test_the_first_verdict_waits_for_all() -> None:
+    silent, other = Silent(), Scripted(FREE)
+    throttle = Throttle([silent, other])
+    with _collecting(dialect_for(sa.create_engine("sqlite://")), [silent, other], throttle, print):
+        Timer(0.2, silent.may_answer.set).start()
+        assert not throttle.verdict().stops
