@@ -184,6 +184,11 @@ class Account(NamedTuple):
         return cls(nobody.pw_uid, nobody.pw_gid)
 
 
+_MEMORY = Path("/dev/shm")
+_ROOM = 8 * 2**30
+"""For the servers of all processes that run tests side by side."""
+
+
 class Server:
     """A running private server, and the databases in it. Subclasses know one product."""
 
@@ -196,7 +201,7 @@ class Server:
         self.version()  # tells what is missing before anything is made
         self.options = options
         """More of its settings, as its command line has them."""
-        self.directory = Path(tempfile.mkdtemp(prefix="backfill-"))
+        self.directory = Path(tempfile.mkdtemp(prefix="backfill-", dir=self.choose_parent()))
         self.log = self.directory / "log"
         self.data = self.directory / "data"
         self.port = free_port()
@@ -223,6 +228,14 @@ class Server:
         except BaseException:
             self.stop()
             raise
+
+    @staticmethod
+    def choose_parent() -> Path | None:
+        """Return where its files go: into memory where there is room, since each new database of
+        PostgreSQL's has 300 of them; None: where temporary files go."""
+        if not os.access(_MEMORY, os.W_OK) or shutil.disk_usage(_MEMORY).free < _ROOM:
+            return None
+        return _MEMORY
 
     @classmethod
     def version(cls) -> str:

@@ -33,6 +33,10 @@ class Place(Protocol):
 class Measured(Server):
     """A server that knows what it costs."""
 
+    @staticmethod
+    def choose_parent() -> None:
+        """On a disk, as those that are in use."""
+
     def cpu_seconds(self) -> float:
         total = 0.0
         for process in psutil.Process(self._guardian.pid).children(recursive=True):
