@@ -161,6 +161,13 @@ class Budget:
         if left.is_broken.value or self.stop.is_set():
             raise Stopped(self.reason)
 
+    def sleep(self, seconds: float) -> None:
+        """Sleep for so long, or until somebody asks us to stop, or time is up: raises Stopped."""
+        deadline = self._left.deadline
+        left = seconds if deadline is None else max(0.0, deadline - self._clock())
+        self.stop.wait(min(seconds, left))
+        self.raise_if_over()
+
     def take(self, rows: int) -> int:
         """Reserve rows for a chunk. Raises Stopped when it is time, or no row is left."""
         self.raise_if_over()

@@ -338,14 +338,10 @@ class Runner:
             why = describe(error, dialect)
             self._say("retry", f"waits: {why}" if attempt == 1 else "", attempt=attempt, reason=why)
 
-        def sleep(seconds: float) -> None:
-            self.budget.stop.wait(seconds)
-            self.budget.raise_if_over()
-
         caller = retries.retrying(
             kind_of=dialect.error_kind,
             recover=tell,
-            sleep=sleep,
+            sleep=self.budget.sleep,
             seconds=self.settings.retry_seconds,
         )
         return caller(step, *args, **kwargs)

@@ -76,12 +76,7 @@ class Waiting:
 
     def glance(self, seconds: float) -> None:
         """Sleep for so long, or until it is time to look around."""
-        self.sleep(min(seconds, _GLANCE_SECONDS))
-
-    def sleep(self, seconds: float) -> None:
-        """Sleep. Raises Stopped where somebody asked us to stop."""
-        self._budget.stop.wait(seconds)
-        self._budget.raise_if_over()
+        self._budget.sleep(min(seconds, _GLANCE_SECONDS))
 
     def _ask(self, done: Done | None) -> Delay:
         self._pace.look()

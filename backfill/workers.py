@@ -444,7 +444,7 @@ class Worker:
         return retries.retrying(
             kind_of=self.dialect.error_kind,
             recover=self._recover,
-            sleep=self.waiting.sleep,
+            sleep=self.budget.sleep,
             seconds=self.settings.retry_seconds,
             stood_by=lambda: self.waiting.stood_by,
         )

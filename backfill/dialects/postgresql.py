@@ -227,6 +227,8 @@ class PostgreSQL(Dialect):
             info[DIMENSIONS] = max(row.attndims, 1) if row.kind.endswith("[]") else 0
             info[SQL_TYPE] = None if row.is_deep else _without_length(row.kind)
         for column in table.c:
+            while isinstance(column.type, pg.DOMAIN):
+                column.type = column.type.data_type
             if isinstance(column.type, sa.ARRAY) and isinstance(column.type.item_type, _RAW):
                 column.type = sa.types.NullType()
         table.info[_HAS_XMIN] = bool(rows) and rows[0].has_xmin

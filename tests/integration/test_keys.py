@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.dialects import mysql
+from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from backfill import Backfill, DeclarationWarning
@@ -124,6 +124,7 @@ KINDS = {
             for i in range(ROWS)
         ],
     ),
+    "domain": Kind([postgresql.DOMAIN("ident", sa.BigInteger)], numbered(lambda i: (i - 50) ** 3)),
     "unique, not primary": Kind([EXACT], numbered(words), primary=False),
     "unique pair, not primary": Kind(
         [sa.Integer, EXACT], [(i % 3, words(i)) for i in range(ROWS)], primary=False
@@ -134,6 +135,7 @@ NEEDS = {
     "UUID, date": "native_uuid",
     "zoned datetime": "zoned_times",
     "wide numeric": "exact_numbers",
+    "domain": "schemas",
 }
 
 every_kind = pytest.mark.parametrize(
