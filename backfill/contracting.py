@@ -18,7 +18,9 @@ from alembic.util import CommandError
 
 from backfill.dialects import ErrorKind, Place, columns_of, dialect_for
 from backfill.dialects.triggers import Place as TriggerPlace
-from backfill.operations import IMPORT, commit, replaced
+from backfill.gate import replaced
+from backfill.migrating import commit
+from backfill.operations import IMPORT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

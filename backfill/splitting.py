@@ -15,9 +15,9 @@ from alembic.operations import ops
 
 from backfill.contracting import DropNotNull, ReplaceColumns
 from backfill.errors import ConfigurationError
-from backfill.operations import StopBackfillSync
 from backfill.retyping import Retyping
 from backfill.steps import Contract, Fill, Rename
+from backfill.sync_end import StopBackfillSync
 from backfill.table_changes import NameFor, TableChanges
 from backfill.type_changes import fits
 

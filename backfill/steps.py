@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from backfill.errors import ConfigurationError
-from backfill.operations import RequireBackfill
+from backfill.gate import RequireBackfill
 
 if TYPE_CHECKING:
     from alembic.operations import MigrateOperation

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from alembic.config import Config
 from pytest_alembic.tests import default as builtin
 
-from backfill.operations import RequireBackfill
+from backfill.gate import RequireBackfill
 from tests.acceptance.test_gate import (
     ADD_COLUMN,
     CREATE_ITEMS,
