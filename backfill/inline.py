@@ -158,6 +158,7 @@ def _walk(connection: sa.Connection, target: Target, stretch: Stretch, how: Sett
     walk = Walk(target)
     writer = writer_for(target, walk)
     writer.be_careful()
+    writer.wait_for_locks()
     size = how.chunk_size or target.dialect.first_rows
     after, changed = stretch.after, 0
     while after != stretch.upto:

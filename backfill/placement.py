@@ -20,6 +20,14 @@ _CHANGES_NOTHING = frozenset(
         *("get_bind", "get_context", "f", "inline_literal"),
     }
 )
+_SENDS = frozenset(
+    {
+        *("execute", "exec_driver_sql", "executemany", "scalar", "scalars", "run_sync", "flush"),
+        *("create", "create_all", "drop", "drop_all", "bulk_save_objects", "commit"),
+    }
+)
+"""Methods that send something to the database, or may: of connections, sessions, cursors, tables,
+types and metadata."""
 _SETTING = re.compile(r"\s*(?:SET|SHOW|PRAGMA|RESET)\b", re.IGNORECASE)
 """No SELECT: it may call a function that changes something."""
 
@@ -32,7 +40,9 @@ class Placement:
     down_revision: str | None
     """The one before, where there is only one."""
     preceding: int | None
-    """The line of its file that does something first; None: nothing does."""
+    """The line of its file that does something first; None: nothing does, as far as one sees."""
+    is_first: bool
+    """Whether it is certain that nothing does."""
 
 
 def of_caller() -> Placement | None:
@@ -42,10 +52,12 @@ def of_caller() -> Placement | None:
         return None
     said = frames[0].f_globals
     down = said["down_revision"]
+    found = [_preceding(frame) for frame in frames]
     return Placement(
         revision=str(said["revision"]),
         down_revision=down if isinstance(down, str) else None,
-        preceding=next((line for line in map(_preceding, frames) if line is not None), None),
+        preceding=next((line for line in found if isinstance(line, int)), None),
+        is_first=not any(found),
     )
 
 
@@ -58,12 +70,13 @@ def _frames_of_revision() -> Iterator[FrameType]:
         frame = frame.f_back
 
 
-def _preceding(frame: FrameType) -> int | None:
+def _preceding(frame: FrameType) -> int | str | None:
+    """Return the line that does something first, or why nobody can tell."""
     try:
         lines, first = inspect.getsourcelines(frame.f_code)
         tree = ast.parse(textwrap.dedent("".join(lines)))
     except (OSError, SyntaxError):
-        return None  # the source is gone, and with it what we could say of it
+        return "the source is gone"
     found = first_change(tree, before=frame.f_lineno - first + 1)
     return None if found is None else found + first - 1
 
@@ -71,7 +84,7 @@ def _preceding(frame: FrameType) -> int | None:
 def is_harmless(operation: str, texts: Sequence[str]) -> bool:
     """Whether an operation may stand before a gate: it changes nothing, or nothing that could not
     be done again. `texts` are what `execute` sends, as far as that is known."""
-    if operation == "execute":
+    if operation in _SENDS:
         return bool(texts) and all(_SETTING.match(text) for text in texts)
     return operation in _CHANGES_NOTHING
 
@@ -92,7 +105,7 @@ def _changes_something(call: ast.Call) -> bool:
     if not isinstance(function, ast.Attribute):
         return False
     is_op = isinstance(function.value, ast.Name) and function.value.id == "op"
-    is_operation = is_op or function.attr == "execute"
+    is_operation = is_op or function.attr in _SENDS
     return is_operation and not is_harmless(function.attr, _texts(call))
 
 

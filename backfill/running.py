@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -205,3 +206,11 @@ def _stop_on_signals(budget: Budget) -> None:
 
     signal.signal(signal.SIGINT, handle)
     signal.signal(signal.SIGTERM, handle)
+    atexit.register(_ignore_signals)
+
+
+def _ignore_signals() -> None:
+    """All is said and done: while Python shuts down, its handlers are gone, and a signal would put
+    itself in the exit code's place."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -66,7 +66,7 @@ def checked(target: Target, connection: sa.Connection) -> Triggers:
         raise _unfit(target, problem)
     script = Script(target)
     _check_columns(target, triggers, script)
-    _check_foreign_keys(target, triggers, connection)
+    _check_foreign_keys(target, triggers, script, connection)
     _check_sql(target, triggers, script, connection)
     return triggers
 
@@ -129,9 +129,19 @@ def _check_columns(target: Target, triggers: Triggers, script: Script) -> None:
         )
 
 
-def _check_foreign_keys(target: Target, triggers: Triggers, connection: sa.Connection) -> None:
+def _check_foreign_keys(
+    target: Target, triggers: Triggers, script: Script, connection: sa.Connection
+) -> None:
     """Refuse columns that a foreign key sets: the triggers would set them back, to a row of the
-    other table that is gone."""
+    other table that is gone. And values that are made of such where no trigger would fire."""
+    unseen = triggers.unseen(connection, target.table)
+    for name in unseen:
+        if script.uses(name):
+            raise _unfit(
+                target,
+                f"{name!r} is in a foreign key with {unseen[name]}, which fires no triggers here,"
+                " so that what `values` make of it would not follow",
+            )
     acted_on = triggers.acted_on(connection, target.table)
     for name in target.assignments:
         if name in acted_on:

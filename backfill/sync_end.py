@@ -57,5 +57,5 @@ def stop_sync(context: MigrationContext, name: str) -> None:
             sought = declaration_of(context, name)
         is_removed = sync.remove(sought, dialect_for(connection.engine), connection)
     stands = placement.of_caller()
-    if is_removed and (stands is None or stands.preceding is None):  # keep no half revision
+    if is_removed and stands is not None and stands.is_first:  # keep no half revision
         commit(context)

@@ -14,6 +14,7 @@ from sqlalchemy.sql import visitors
 
 from backfill.declaration import Level
 from backfill.dialects import ErrorKind
+from backfill.dialects.base import OWN_SCHEMA
 from backfill.errors import DeclarationError, KeyChanged
 from backfill.keys import Key
 
@@ -23,10 +24,6 @@ if TYPE_CHECKING:
     from backfill.declaration import Backfill
     from backfill.dialects import Dialect
     from backfill.runs import Run
-
-
-_DEFAULT_SCHEMA = "backfill_default_schema"
-"""Key of a table's info: the schema in which it is, if it has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +118,7 @@ def _reflect(declaration: type[Backfill], dialect: Dialect, connection: sa.Conne
     for column in table.c:
         if isinstance(column.type, sa.JSON):
             column.type.none_as_null = True  # None is NULL, as for every other type
-    table.info[_DEFAULT_SCHEMA] = inspector.default_schema_name
+    table.info[OWN_SCHEMA] = inspector.default_schema_name
     dialect.complete_reflection(connection, table)
     return table
 
@@ -263,7 +260,7 @@ def _is_same_table(source: Any, table: sa.Table) -> bool:
     """Whether a table of the declaration's is the reflected one: its schema need not be told."""
     if not isinstance(source, sa.TableClause) or source.name != table.name:
         return False
-    return source.schema in (None, table.schema or table.info.get(_DEFAULT_SCHEMA))
+    return source.schema in (None, table.schema or table.info.get(OWN_SCHEMA))
 
 
 def _clause(given: Any) -> Any:

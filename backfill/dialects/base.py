@@ -247,6 +247,26 @@ class Dialect(DriverErrors):
             return columns[0].in_(sa.bindparam(None, values, type_=kinds[0], expanding=True))
         return sa.tuple_(*columns, types=kinds).in_(keys)
 
+    def key_is_any(
+        self,
+        columns: Sequence[sa.ColumnElement[Any]],
+        kinds: Sequence[TypeEngine[Any]],
+        keys: Sequence[Sequence[Any]],
+    ) -> sa.ColumnElement[bool]:
+        """Return the same condition spelt out, which is long, and right for every type."""
+        return sa.or_(
+            sa.false(),
+            *(
+                sa.and_(
+                    *(
+                        column == sa.literal(value, kind)
+                        for column, kind, value in zip(columns, kinds, key, strict=True)
+                    )
+                )
+                for key in keys
+            ),
+        )
+
     def gathered(
         self, column: sa.Column[Any], condition: sa.ColumnElement[bool]
     ) -> sa.ColumnElement[Any]:
@@ -431,6 +451,8 @@ class Dialect(DriverErrors):
         return self.row_by_row(target, writes)
 
 
+OWN_SCHEMA = "backfill_own_schema"
+"""Key of a table's info: the schema in which it is, if its name tells none."""
 NO_COMMIT = "backfill_no_commit"
 """Key of a connection's info: the error to raise when somebody else's code commits on it."""
 

@@ -154,6 +154,13 @@ class MySQL(Dialect):
         deeper = self.key_above(rest, operands[1:], inclusive=inclusive)
         return sa.or_(first > operands[0], sa.and_(first == operands[0], deeper))
 
+    def key_among(self, columns: Any, kinds: Any, keys: Any) -> Any:
+        """Constants of several tuples are not converted to a column's character set, so that none
+        is found (measured on MariaDB 10.11: latin1 and ucs2 beside a connection of utf8mb4)."""
+        if len(columns) > 1 and any(map(_is_foreign, columns)):
+            return self.key_is_any(columns, kinds, keys)
+        return super().key_among(columns, kinds, keys)
+
     def key_upto(self, columns: Any, operands: Any) -> Any:
         first, rest = columns[0], columns[1:]
         if not rest:
@@ -367,3 +374,13 @@ _OLDER_WRITER = sa.text(
     " WHERE trx_started <= :horizon AND trx_rows_modified > 0"
     " AND trx_mysql_thread_id <> CONNECTION_ID() ORDER BY trx_started LIMIT 1"
 )
+
+
+def _is_foreign(column: sa.Column[Any]) -> bool:
+    """Whether a column's text may be in another character set than Unicode's."""
+    if not isinstance(column.type, sa.String):
+        return False
+    own = getattr(column.type, "charset", None) or getattr(column.type, "collation", None)
+    options = {name.partition("_")[2]: value for name, value in column.table.kwargs.items()}
+    named = own or options.get("default charset") or options.get("charset") or ""
+    return not str(named).startswith(("utf8", "ascii"))

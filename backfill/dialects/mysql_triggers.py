@@ -17,6 +17,7 @@ from backfill.dialects.triggers import (
     Place,
     Script,
     Triggers,
+    changing_keys,
     execute,
     label_of,
     literal,
@@ -47,12 +48,23 @@ class MariaDBTriggers(Triggers):
     )
 
     def unfit(self, connection: sa.Connection, target: Target) -> str | None:
+        """Refuse what would harm the application, too: its REPLACE, ON DUPLICATE KEY UPDATE and
+        INSERT IGNORE look at what the triggers have made of a row."""
+        for column in sorted(self.refusing(connection, target).intersection(target.assignments)):
+            return (
+                f"{column!r} is unique, and a REPLACE, ON DUPLICATE KEY UPDATE or INSERT IGNORE of"
+                " the application would, through the triggers, meet the row that has the value"
+                " already, and delete it, change it or leave out its own"
+            )
         if Script(target).mentions("select"):
             return (
                 "`where` or `values` have a subquery, in which this database would take the"
                 " trigger's variables for columns"
             )
         return None
+
+    def unseen(self, connection: sa.Connection, table: sa.Table) -> dict[str, str]:
+        return changing_keys(connection, table)
 
     def is_unknown(self, column: sa.Column[Any]) -> bool:
         return column.computed is not None or column.autoincrement is True

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
 from backfill.dialects import postgresql_health
-from backfill.dialects.base import Dialect
+from backfill.dialects.base import OWN_SCHEMA, Dialect
 from backfill.dialects.driver_errors import ErrorKind
 from backfill.dialects.explaining import Explain, Explanation
 from backfill.dialects.postgresql_blocks import any_in_blocks
@@ -21,6 +21,7 @@ from backfill.dialects.postgresql_bulk import (
     SQL_TYPE,
     UnnestUpdate,
     is_taken,
+    keys_listed,
     prepare_driver,
 )
 from backfill.dialects.postgresql_rights import PostgreSQLRights
@@ -201,16 +202,17 @@ class PostgreSQL(Dialect):
         return column == sa.any_(sa.cast(sa.bindparam(name, type_=array), array))
 
     def key_among(self, columns: Any, kinds: Any, keys: Any) -> Any:
-        """A list of constants that are rows would be planned one by one."""
+        """By arrays, a column each: constants would be compiled and planned one by one."""
         if len(columns) == 1 and isinstance(kinds[0], sa.Integer):
             array = pg.ARRAY(sa.BigInteger)
             numbers = sa.literal([key[0] for key in keys], array)
             return columns[0] == sa.any_(sa.cast(numbers, array))
         if len(columns) == 1:
             return super().key_among(columns, kinds, keys)
-        named = [sa.column(f"k{i}", kind) for i, kind in enumerate(kinds)]
-        values = sa.values(*named, name="_backfill_keys").data([tuple(key) for key in keys])
-        return sa.tuple_(*columns).in_(sa.select(values))
+        listed = keys_listed(self.engine.dialect.driver, columns, keys)
+        if listed is None:
+            return self.key_is_any(columns, kinds, keys)
+        return sa.tuple_(*columns).in_(listed)
 
     def gathered(
         self, column: sa.Column[Any], condition: sa.ColumnElement[bool]
@@ -227,10 +229,11 @@ class PostgreSQL(Dialect):
             info[DIMENSIONS] = max(row.attndims, 1) if row.kind.endswith("[]") else 0
             info[SQL_TYPE] = None if row.is_deep else _without_length(row.kind)
         for column in table.c:
-            while isinstance(column.type, pg.DOMAIN):
-                column.type = column.type.data_type
+            column.type = _below_domains(column.type)
             if isinstance(column.type, sa.ARRAY) and isinstance(column.type.item_type, _RAW):
                 column.type = sa.types.NullType()
+        if rows:
+            table.info[OWN_SCHEMA] = rows[0].nspname
         table.info[_HAS_XMIN] = bool(rows) and rows[0].has_xmin
         table.info[_IS_ONE_HEAP] = bool(rows) and rows[0].is_one_heap
 
@@ -387,6 +390,14 @@ def _prepare_no_statements(connection: sa.Connection) -> None:
         connection.dialect.get_driver_connection(adapted).prepare_threshold = None
 
 
+def _below_domains(kind: TypeEngine[Any]) -> TypeEngine[Any]:
+    """Return what a domain is made of; its length is not told, and without one these have one."""
+    below = kind
+    while isinstance(below, pg.DOMAIN):
+        below = below.data_type
+    return kind if isinstance(below, (sa.CHAR, pg.BIT)) else below
+
+
 def _without_length(kind: str) -> str:
     """Return a type's name for which no length is read into it."""
     kind = re.sub(r"^character(?! varying)", "bpchar", kind)  # else character(1)
@@ -425,12 +436,13 @@ _KEY_FACTS = sa.text(
     " FROM pg_class AS c WHERE c.oid = CAST(:table AS regclass)"
 ).bindparams(sa.bindparam("names", type_=pg.ARRAY(sa.Text())))
 _COLUMN_TYPES = sa.text(
-    "SELECT attname, attndims,"
+    "SELECT attname, attndims, nspname,"
     " format_type(COALESCE(NULLIF(t.typbasetype, 0), t.oid), NULL) AS kind,"
     " COALESCE(b.typtype = 'd', false) AS is_deep,"
     " relkind IN ('r', 'p') AND COALESCE(amname, 'heap') = 'heap' AS has_xmin,"
     " relkind = 'r' AND amname = 'heap' AND NOT relhassubclass AS is_one_heap"
     " FROM pg_attribute JOIN pg_class AS c ON c.oid = attrelid"
+    " JOIN pg_namespace AS n ON n.oid = relnamespace"
     " JOIN pg_type AS t ON t.oid = atttypid"
     " LEFT JOIN pg_type AS b ON b.oid = t.typbasetype"
     " LEFT JOIN pg_am AS a ON a.oid = relam"

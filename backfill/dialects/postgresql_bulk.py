@@ -160,16 +160,41 @@ class UnnestUpdate(BulkUpdate):
         return bound
 
 
-def _rows_of(name: str, element: _Element) -> sa.ColumnElement[Any]:
-    """Return an array's items, a row each. In a SELECT list arrays run beside each other (manual,
-    38.5.9); in FROM each is first stored as a whole (measured: 6 % of a run)."""
-    array = sa.bindparam(name, type_=sa.types.NullType())
+def _rows_of(name: str, element: _Element, array: Any = None) -> sa.ColumnElement[Any]:
+    """Return an array's items, a row each; else than given, the array is a parameter. In a SELECT
+    list arrays run beside each other (manual, 38.5.9); in FROM each is first stored as a whole
+    (measured: 6 % of a run)."""
+    if array is None:
+        array = sa.bindparam(name, type_=sa.types.NullType())
     return sa.func.unnest(sa.cast(array, _Named(f"{element.name}[]"))).label(name)
 
 
 def is_taken(column: sa.Column[Any]) -> bool:
     """Whether a column's type can be written in this way."""
     return not isinstance(column.type, _UNTAKEN) and column.info.get(SQL_TYPE) is not None
+
+
+def keys_listed(
+    driver: str, columns: Sequence[sa.Column[Any]], keys: Sequence[Sequence[Any]]
+) -> sa.Select[Any] | None:
+    """Return a SELECT of keys, with their values inside; None: a type does not travel so."""
+    if not all(map(is_taken, columns)):
+        return None
+    send = _send_list if driver == "asyncpg" else _send_literal  # in any encoding
+    sent = [_Column(f"{SENT}_k{i}", column, json.dumps) for i, column in enumerate(columns)]
+    try:
+        arrays = [
+            _rows_of(one.name, one.element, _constant(send(one.element, one.encoded(items))))
+            for one, items in zip(sent, zip(*keys, strict=True), strict=True)
+        ]
+    except TypeError:
+        return None
+    source = sa.select(*arrays).subquery(f"{SENT}_keys")
+    return sa.select(*(one.arrived(source) for one in sent))
+
+
+def _constant(array: Any) -> sa.ColumnElement[Any]:
+    return sa.bindparam(None, array, sa.types.NullType(), unique=True)
 
 
 class _Named(sa.types.UserDefinedType[Any]):

@@ -10,6 +10,7 @@ PGPROC_MAX_CACHED_SUBXIDS), so that all rows of a statement share one.
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from backfill.dialects.triggers import (
     Place,
     Script,
     Triggers,
-    changing_action,
+    changing_keys,
     execute,
     label_of,
     literal,
@@ -59,15 +60,7 @@ class PostgreSQLTriggers(Triggers):
         return column.computed is not None
 
     def acted_on(self, connection: sa.Connection, table: sa.Table) -> dict[str, str]:
-        found = {}
-        for key in sa.inspect(connection).get_foreign_keys(table.name, table.schema):
-            options = key["options"]
-            action = changing_action(
-                on_delete=options.get("ondelete"), on_update=options.get("onupdate")
-            )
-            if action is not None:
-                found.update(dict.fromkeys(key["constrained_columns"], action))
-        return found
+        return changing_keys(connection, table)
 
     def refusing(self, connection: sa.Connection, target: Target) -> set[str]:
         """Asked for their text: an expression, a predicate or an exclusion may hold a column."""
@@ -83,8 +76,17 @@ class PostgreSQLTriggers(Triggers):
         names = ", ".join(map(repr, target.assignments))
         touched = list(target.assignments)[:1]
         return [
-            f"INSERT … RETURNING gives {names} as the application wrote them: the triggers fill a"
-            " row after it is inserted.",
+            f"INSERT … RETURNING gives {names} as the application wrote them, and an xmin that is"
+            " not the row's any more (where a model takes it for the version of a row, leave `sync`"
+            " out): the triggers fill a row after it is inserted.",
+            "each INSERT with rows to fill takes a subtransaction, on a partitioned table each such"
+            " row; more than 64 in one transaction slow down snapshots everywhere.",
+            *(
+                f"trigger {name!r} fires after those of `sync`, by its name: they do not see what"
+                " it changes in a row."
+                for name in self.dialect.upkeep.fired(connection, target.table, [])
+                if name >= "zz"
+            ),
             *(
                 f"trigger {name!r} of {target.table.fullname!r} fires once more at an INSERT, when"
                 " the triggers of `sync` fill the new row by an UPDATE. See that this does no harm."
@@ -93,13 +95,14 @@ class PostgreSQLTriggers(Triggers):
         ]
 
     def ddl(self, connection: sa.Connection, target: Target, place: Place) -> list[str]:
-        facts = self._facts(connection, place)
+        facts = self._facts(connection, target, place)
         place = replace(place, schema=facts.nspname)
         return [
             statement
             for event, body in self._bodies(target, place, facts).items()
             for statement in (
                 self._function(connection, place, event, body),
+                self._closed(place, event),
                 self._trigger(place, event, facts),
             )
         ]
@@ -115,26 +118,34 @@ class PostgreSQLTriggers(Triggers):
 
     def named(self, connection: sa.Connection, name: str, backfill: str) -> list[Place]:
         names = {"functions": [f"{name}_{event.lower()}" for event in _EVENTS]}
-        rows = connection.execute(_NAMED, names)
-        return [Place(row.schema, row.table, name, backfill) for row in rows]
+        rows = connection.execute(_NAMED, names).all()
+        in_sight = [row for row in rows if row.is_visible]
+        schemas = sorted({row.schema for row in rows})
+        if not in_sight and len(schemas) > 1:
+            raise RunFailed(
+                f"{backfill}: there are triggers of this name in the schemas {', '.join(schemas)},"
+                " and nothing says whose they are. Set the search_path to the one that is meant."
+            )
+        return [Place(row.schema, row.table, name, backfill) for row in in_sight or rows]
 
     def install(self, connection: sa.Connection, target: Target, place: Place) -> bool:
         # Two that replace one function at once would get "tuple concurrently updated".
         connection.execute(sa.select(sa.func.set_config("lock_timeout", _WAIT, sa.true())))
         connection.execute(_ONE_AT_A_TIME, {"name": place.name})
-        facts = self._facts(connection, place)
+        facts = self._facts(connection, target, place)
         place = replace(place, schema=facts.nspname)
         found = {row.name: row for row in connection.execute(_FOUND, _names(place))}
         is_changed = False
         for event, body in self._bodies(target, place, facts).items():
             row = found.get(_function_name(place, event))
             has_trigger = row is not None and row.is_of_rows is _is_of_rows(event, facts)
-            if row is not None and has_trigger and row.prosrc == body:
+            if row is not None and has_trigger and row.prosrc == body and not row.is_open:
                 continue
             self._check_rights(facts, place)
             if row is not None and not has_trigger:
                 execute(connection, self._drop(place, event))
             execute(connection, self._function(connection, place, event, body))
+            execute(connection, self._closed(place, event))
             if not has_trigger:
                 execute(connection, self._trigger(place, event, facts))
             is_changed = True
@@ -183,9 +194,16 @@ class PostgreSQLTriggers(Triggers):
             f" LANGUAGE plpgsql SECURITY DEFINER SET search_path = {path} AS {tag}{body}{tag}"
         )
 
+    def _closed(self, place: Place, event: str) -> str:
+        """Nobody needs a right to fire a trigger; who had one could make another trigger with the
+        function, on a table whose types call code of theirs, with our rights."""
+        function = self.quoted(_function_name(place, event), place.schema)
+        return f"REVOKE ALL ON FUNCTION {function}() FROM PUBLIC"
+
     def _trigger(self, place: Place, event: str, facts: sa.Row[Any]) -> str:
         """Return the DDL of a trigger. Such fire in the order of their names: after the table's
-        own, and after those of backfills that this one may depend on, since they came before."""
+        own, after those of backfills that this one may depend on, since they came before, and
+        before those that look at what this one writes, where it comes again."""
         name = f"zz{facts.number:02}_{_function_name(place, event)}"
         all_rows = f"REFERENCING NEW TABLE AS {_INSERTED} FOR EACH STATEMENT"
         return (
@@ -196,10 +214,16 @@ class PostgreSQLTriggers(Triggers):
             f" EXECUTE PROCEDURE {self.quoted(_function_name(place, event), place.schema)}()"
         )
 
-    def _facts(self, connection: sa.Connection, place: Place) -> sa.Row[Any]:
+    def _facts(self, connection: sa.Connection, target: Target, place: Place) -> sa.Row[Any]:
         """Return the table's own schema, where the functions belong too, what we may there, and
         what triggers the table takes."""
-        return connection.execute(_FACTS, {"table": self.table(place)}).one()
+        written = "|".join(map(re.escape, target.assignments))
+        given = {
+            "table": self.table(place),
+            "written": rf"(?i)\m(?:{written})\M",
+            "ours": [_function_name(place, event) for event in _EVENTS],
+        }
+        return connection.execute(_FACTS, given).one()
 
     def _check_rights(self, facts: sa.Row[Any], place: Place) -> None:
         """Refuse what could be made and not removed: only a table's owner drops a trigger."""
@@ -439,7 +463,8 @@ def _plain(path: str) -> str:
 _FOUND = sa.text(
     "SELECT proname AS name, nspname, prosrc, (SELECT tgtype & 1 = 1 FROM pg_trigger JOIN pg_class"
     " AS c ON c.oid = tgrelid WHERE tgfoid = p.oid AND relname = :table LIMIT 1)"
-    " AS is_of_rows FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = pronamespace"
+    " AS is_of_rows, has_function_privilege('public', p.oid, 'EXECUTE') AS is_open"
+    " FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = pronamespace"
     " WHERE proname IN :functions AND pronargs = 0"
     " AND prorettype = CAST('trigger' AS regtype)"
     " AND CASE WHEN CAST(:schema AS text) IS NULL THEN pg_function_is_visible(p.oid)"
@@ -450,7 +475,8 @@ _OURS = f"'search_path=' || {_FUNCTION_PATH}"
 """What a function keeps that was made with this search path. Out of sight only such a one may be
 taken for ours: with a schema for each tenant all have functions of one name."""
 _NAMED = sa.text(
-    "SELECT DISTINCT nspname AS schema, coalesce(relname, proname) AS table"
+    "SELECT DISTINCT nspname AS schema, coalesce(relname, proname) AS table,"
+    " pg_function_is_visible(p.oid) AS is_visible"
     " FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = pronamespace"
     " LEFT JOIN (pg_trigger JOIN pg_class AS c ON c.oid = tgrelid AND NOT relispartition)"
     " ON tgfoid = p.oid WHERE proname IN :functions AND pronargs = 0"
@@ -467,15 +493,18 @@ _REFUSING = sa.text(
 )
 _ONE_AT_A_TIME = sa.text("SELECT pg_advisory_xact_lock(hashtext(:name))")
 _FACTS = sa.text(
-    "SELECT nspname, rolname AS owner, pg_has_role(relowner, 'USAGE') AS is_owner,"
+    "WITH placed AS (SELECT prosrc, proname,"
+    " CAST(substring(tgname FROM '^zz([0-9]{1,4})_backfill_sync_') AS int) AS n"
+    " FROM pg_trigger JOIN pg_proc AS p ON p.oid = tgfoid WHERE tgrelid = CAST(:table AS regclass)"
+    " AND tgname ~ '^zz[0-9]{1,4}_backfill_sync_')"
+    " SELECT nspname, rolname AS owner, pg_has_role(relowner, 'USAGE') AS is_owner,"
     " has_schema_privilege(n.oid, 'CREATE') AS may_create,"
     " relkind = 'p' OR relispartition AS is_partition,"
-    " 1 + coalesce((SELECT max(CAST(substring(tgname"
-    " FROM '^zz([0-9]{1,4})_backfill_sync_') AS int)) FROM pg_trigger"
-    " WHERE tgrelid = c.oid), 0) AS number"
+    " coalesce((SELECT min(n) - 1 FROM placed WHERE prosrc ~ :written AND proname NOT IN :ours),"
+    " (SELECT max(n) + 1 FROM placed), 50) AS number"
     " FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = relnamespace"
     " JOIN pg_roles AS r ON r.oid = relowner WHERE c.oid = CAST(:table AS regclass)"
-)
+).bindparams(sa.bindparam("ours", expanding=True))
 _DROP = """DO $backfill$
 DECLARE
   _was text := current_setting('lock_timeout');

@@ -156,16 +156,20 @@ def _update(
     change no trigger fires, so that another backfill's can fire this one's later."""
     target, here = script.target, _stored(script)
     values: dict[Any, Any] = {c: script.on(here, target.assignments[c]) for c in columns}
-    changes = (_is_not(script, name, script.text(value)) for name, value in values.items())
+    changes = " OR ".join(_is_not(script, name, script.text(v)) for name, v in values.items())
+    fits = "".join(  # OR IGNORE does not do for an INSERT OR ABORT
+        f" AND ({script.text(values[name])}) IS NOT NULL" for name in script.required(columns)
+    )
     statement = _of_the_row(script, here).values(values)
-    statement = statement.where(sa.literal_column(f"({' OR '.join(changes)})"))
+    guard = also
     if pending:
         assert target.pending is not None
-        statement = statement.where(script.on(here, target.pending))
-    for name in script.required(columns):  # OR IGNORE does not do for an INSERT OR ABORT
-        statement = statement.where(sa.literal_column(f"({script.text(values[name])}) IS NOT NULL"))
-    if also:
-        statement = statement.where(sa.literal_column(f"({also})"))
+        guard = script.text(script.on(here, target.pending))
+    # No AND: where the guard does not hold, to compute the values may raise an error.
+    does: sa.ColumnElement[bool] = sa.literal_column(
+        f"CASE WHEN {guard} THEN ({changes}){fits} END"
+    )
+    statement = statement.where(does)
     return script.text(statement)
 
 

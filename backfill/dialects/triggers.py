@@ -72,6 +72,10 @@ class Triggers:
         each with what it says, like ON DELETE SET NULL."""
         return {}
 
+    def unseen(self, connection: sa.Connection, table: sa.Table) -> dict[str, str]:
+        """Return the columns that a foreign key changes without firing triggers, likewise."""
+        return {}
+
     def refusing(self, connection: sa.Connection, target: Target) -> set[str]:
         """Return the columns that an index may refuse a value of."""
         return unique_columns(connection, target.table)
@@ -138,6 +142,10 @@ class Script:
     def mentions(self, name: str) -> bool:
         """Whether `where` or a value may use a name."""
         return any(mentions(text, name) for text in self._texts())
+
+    def uses(self, name: str) -> bool:
+        """Whether a value may use a name."""
+        return any(mentions(self.text(one), name) for one in self.target.assignments.values())
 
     def calls(self, function: str) -> bool:
         """Whether `where` or a value may call a function, as `f(…)` or by its operator."""
@@ -276,6 +284,19 @@ def changing_action(*, on_delete: str | None, on_update: str | None) -> str | No
     if on_update is not None and on_update.upper().startswith(("SET ", "CASCADE")):
         return f"ON UPDATE {on_update.upper()}"
     return None
+
+
+def changing_keys(connection: sa.Connection, table: sa.Table) -> dict[str, str]:
+    """Return the columns of a table that its foreign keys change, each with what its key says."""
+    found = {}
+    for key in sa.inspect(connection).get_foreign_keys(table.name, table.schema):
+        options = key["options"]
+        action = changing_action(
+            on_delete=options.get("ondelete"), on_update=options.get("onupdate")
+        )
+        if action is not None:
+            found.update(dict.fromkeys(key["constrained_columns"], action))
+    return found
 
 
 def literal(text: str) -> str:

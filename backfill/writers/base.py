@@ -47,6 +47,10 @@ class Writer:
     def be_careful(self) -> None:
         """Lock rows before they are compared and written, from now on."""
 
+    def wait_for_locks(self) -> None:
+        """Wait for rows that others have locked, as long as the connection would, rather than fail
+        at once: there is nobody who would come again."""
+
     def compute(self, chunk: Chunk, pulse: Callable[[], None]) -> Chunk:
         """Work out what to write; `pulse` is called now and then, and raises to stop it."""
         return chunk

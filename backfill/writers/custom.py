@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from contextlib import contextmanager, suppress
 from operator import index
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from backfill.targets import Target
     from backfill.walk import Walk
 
+    _Found = tuple[KeyValues, bool]
+    """The key of a row that is there, and whether it is pending."""
+
 
 class CustomWriter(Writer):
     """Calls `apply`."""
@@ -33,6 +37,11 @@ class CustomWriter(Writer):
         self.declaration = target.declaration()
         self._may_lock: bool | None = None
         """Whether this user may lock rows of the table; None: not tried yet."""
+        self._waits = False
+        """For rows that others have locked; else it gives way."""
+
+    def wait_for_locks(self) -> None:
+        self._waits = True
 
     def write(self, connection: sa.Connection, chunk: Chunk) -> Written:
         if chunk.page is None:
@@ -58,13 +67,15 @@ class CustomWriter(Writer):
             return []
         if self._may_lock is None:
             with _unless_forbidden(connection, self.target.dialect) as refused:
-                held = self._read(connection, self.target.dialect.lock(self._looking(keys)))
+                found = self._read(connection, self._locked(keys))
             self._may_lock = not refused
-            return held if self._may_lock else self._held(connection, keys)
-        looking = self._looking(keys)
-        return self._read(
-            connection, self.target.dialect.lock(looking) if self._may_lock else looking
-        )
+        elif self._may_lock:
+            found = self._read(connection, self._locked(keys))
+        if not self._may_lock:
+            found = self._read(connection, self._looking(keys))
+        elif len(found) < len(keys):  # some are deleted, or, as a policy may say, not to be locked
+            found = _merged(found, self._read(connection, self._looking(keys)))
+        return [key for key, is_pending in found if is_pending]
 
     def _looking(self, keys: Sequence[KeyValues]) -> sa.Select[Any]:
         """By the keys alone: an index of what is pending would be locked beyond these rows."""
@@ -78,8 +89,14 @@ class CustomWriter(Writer):
             .order_by(*key.columns)
         )
 
-    def _read(self, connection: sa.Connection, looking: sa.Select[Any]) -> list[KeyValues]:
-        return [tuple(row[:-1]) for row in connection.execute(looking) if row[-1]]
+    def _locked(self, keys: Sequence[KeyValues]) -> sa.Select[Any]:
+        looking = self._looking(keys)
+        if self._waits:
+            return looking.with_for_update(key_share=True)
+        return self.target.dialect.lock(looking)
+
+    def _read(self, connection: sa.Connection, looking: sa.Select[Any]) -> list[_Found]:
+        return [(tuple(row[:-1]), bool(row[-1])) for row in connection.execute(looking)]
 
     def _condition(self, keys: Sequence[KeyValues]) -> sa.ColumnElement[bool]:
         """Return the condition of these rows with its values inside: it must stand alone.
@@ -94,6 +111,15 @@ class CustomWriter(Writer):
             key.constants(low), key.constants(high), alike=alike(low, high), inclusive=True
         )
         return within if self.target.dialect.one_writer else sa.and_(within, key.among(keys))
+
+
+def _merged(locked: Sequence[_Found], seen: Sequence[_Found]) -> list[_Found]:
+    """Return what is there, each row as it was when it was locked, where it is; both in order."""
+    found, rest = [], deque(locked)
+    for one in seen:
+        is_locked = rest and rest[0][0] == one[0]
+        found.append(rest.popleft() if is_locked else one)
+    return found
 
 
 @contextmanager

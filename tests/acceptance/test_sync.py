@@ -149,6 +149,24 @@ def test_half_a_revision_is_not_kept_with_their_end(
 
 
 @pytest.mark.requires("transactional_ddl")
+@pytest.mark.parametrize(
+    "statement",
+    [
+        'op.get_bind().exec_driver_sql("CREATE TABLE half (id int)")',
+        'sa.Table("half", sa.MetaData(), sa.Column("id", sa.Integer)).create(op.get_bind())',
+    ],
+)
+def test_nor_is_one_that_alembic_knows_nothing_of(
+    declared: AlembicProject, engine: sa.Engine, statement: str
+) -> None:
+    assert declared.backfill("run").returncode == 0
+    too_late = STOP.replace("    op.stop", f"    {statement}\n    op.stop")
+    declared.revision("c3", down="b2", body=f"{too_late}    raise SystemExit('by the test')\n")
+    assert declared.alembic("upgrade", "head", check=False).returncode != 0
+    assert not sa.inspect(engine).has_table("half")
+
+
+@pytest.mark.requires("transactional_ddl")
 def test_a_transaction_of_env_py_stays_whole(declared: AlembicProject, engine: sa.Engine) -> None:
     assert declared.backfill("run").returncode == 0
     edit_env(declared, ("with connectable.connect() as", "with connectable.begin() as"))

@@ -133,6 +133,32 @@ class ArchiveByCompositeKey(Backfill):
         return connection.execute(chunk.delete()).rowcount
 
 
+class Empty(Backfill):
+    """Delete all."""
+
+    table = "orders"
+
+    def apply(self, connection: sa.Connection, chunk: ChunkStatements) -> int:
+        return connection.execute(chunk.delete()).rowcount
+
+
+@pytest.mark.requires("schemas")
+def test_rows_that_a_policy_lets_nobody_lock_are_done(engine: sa.Engine) -> None:
+    """To lock a row takes the policies of an UPDATE, too."""
+    metadata.create_all(engine)
+    with engine.begin() as connection:
+        connection.execute(sa.insert(orders), [{"id": i, "year": 2000 + i} for i in range(20)])
+        for statement in (
+            "ALTER TABLE orders ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY",
+            "CREATE POLICY to_read ON orders FOR SELECT USING (true)",
+            "CREATE POLICY to_delete ON orders FOR DELETE USING (true)",
+            "CREATE POLICY to_update ON orders FOR UPDATE USING (year % 2 = 0)",
+        ):
+            connection.execute(sa.text(statement))
+    complete(engine, Empty, chunk_size=7)
+    assert read(engine, orders, "id") == []
+
+
 def test_rows_of_a_composite_key(engine: sa.Engine) -> None:
     lines = make(
         engine,

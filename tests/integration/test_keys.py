@@ -31,6 +31,8 @@ from tests.integration.support import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from backfill.statements import ChunkStatements
+
 ROWS = 100
 NOON = dt.datetime(2024, 2, 29, 12, 0, 0)
 EXACT = sa.String(60).with_variant(mysql.VARCHAR(60, collation="utf8mb4_bin"), "mysql", "mariadb")
@@ -39,6 +41,7 @@ CASE_BLIND = (
     .with_variant(sa.String(60, collation="NOCASE"), "sqlite")
     .with_variant(mysql.VARCHAR(60, collation="utf8mb4_unicode_ci"), "mysql", "mariadb")
 )
+LATIN = sa.String(9).with_variant(mysql.VARCHAR(9, charset="latin1"), "mysql", "mariadb")
 MOMENT = sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
 BYTES = sa.LargeBinary().with_variant(mysql.VARBINARY(40), "mysql", "mariadb")
 WORDS = ["a", "A", "b B", "'", '"', "\\", "%", ":x", "é", "ß", "日本", "😀", "ab", "a b", "_", "Z"]
@@ -125,6 +128,20 @@ KINDS = {
         ],
     ),
     "domain": Kind([postgresql.DOMAIN("ident", sa.BigInteger)], numbered(lambda i: (i - 50) ** 3)),
+    "fixed string, integer": Kind(
+        [sa.CHAR(12), sa.Integer], [(f"é {i % 9}", i) for i in range(ROWS)]
+    ),
+    "string of another character set, integer": Kind(
+        [
+            sa.String(9).with_variant(mysql.VARCHAR(9, charset="latin1"), "mysql", "mariadb"),
+            sa.Integer,
+        ],
+        [(f"é{i % 9}" if i % 3 else "a", i) for i in range(ROWS)],
+    ),
+    "enum, numeric": Kind(
+        [sa.Enum("sad", "glad", name="mood"), sa.Numeric(20, 6)],
+        [(("sad", "glad")[i % 2], Decimal(i) / 8) for i in range(ROWS)],
+    ),
     "unique, not primary": Kind([EXACT], numbered(words), primary=False),
     "unique pair, not primary": Kind(
         [sa.Integer, EXACT], [(i % 3, words(i)) for i in range(ROWS)], primary=False
@@ -136,6 +153,7 @@ NEEDS = {
     "zoned datetime": "zoned_times",
     "wide numeric": "exact_numbers",
     "domain": "schemas",
+    "enum, numeric": "schemas",
 }
 
 every_kind = pytest.mark.parametrize(
@@ -181,12 +199,30 @@ def python(kind: Kind, name_: str, *, pending: bool) -> type[Backfill]:
     return Python
 
 
+def custom(kind: Kind, name_: str, *, pending: bool) -> type[Backfill]:
+    """The same by a statement of one's own."""
+
+    class Custom(Backfill):
+        name = name_
+        table = "things"
+        key = None if kind.primary else kind.names
+        where = "done = 0" if pending else None
+
+        def apply(self, connection: sa.Connection, chunk: ChunkStatements) -> int:
+            n, done = chunk.table.c.n, {"done": 1} if pending else {}
+            return connection.execute(chunk.update().values(n=n + 1, **done)).rowcount
+
+    return Custom
+
+
 @every_kind
 def test_each_row_is_done_exactly_once(engine: sa.Engine, kind: Kind) -> None:
     """By limits, so that the cursor goes through text; in parallel, so that bounds do."""
     table = made(engine, kind)
     check_all(engine, table, set_based(kind, "all", pending=False), by_limits)
     check_pending(engine, table, python(kind, "pending", pending=True), in_parallel)
+    if len(kind.types) > 1:
+        check_all(engine, table, custom(kind, "custom", pending=False), at_once)
 
 
 @pytest.mark.parametrize("way", [set_based, python])

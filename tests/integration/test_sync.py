@@ -196,6 +196,20 @@ def test_what_depends_on_another_one_follows_it(engine: sa.Engine) -> None:
     people.create(engine)
     install(engine, FillFullNames)
     install(engine, AbbreviateNames)
+    assert_follows(engine)
+
+
+@pytest.mark.requires("schemas")
+def test_what_depends_on_one_that_began_again_follows_it(engine: sa.Engine) -> None:
+    people.create(engine)
+    install(engine, FillFullNames)
+    install(engine, AbbreviateNames)
+    sync.withdraw(FillFullNames, dialect_for(engine))
+    install(engine, FillFullNames)
+    assert_follows(engine)
+
+
+def assert_follows(engine: sa.Engine) -> None:
     fill(engine, people, [{"id": 1, "first": "Ann", "last": "Lee"}])
     assert read(engine, people, "initial") == ["A"]
     with engine.begin() as connection:
@@ -788,6 +802,22 @@ def make_people_in_a_schema(engine: sa.Engine) -> None:
 
 
 @pytest.mark.requires("schemas")
+def test_nobody_guesses_whose_triggers_a_name_means(engine: sa.Engine) -> None:
+    """Two projects in one database may have backfills of one name."""
+    for schema in ("one", "two"):
+        with engine.begin() as connection:
+            connection.execute(sa.schema.CreateSchema(schema))
+        columns = (sa.Column(c.name, c.type, primary_key=c.primary_key) for c in people.c)
+        make(engine, "people", *columns, schema=schema)
+        place = {"schema": schema, "name": "fill_names"}
+        install(engine, type("FillNames", (FillNames,), place))
+    before = left_over(engine)
+    with pytest.raises(RunFailed, match="in the schemas one, two, and nothing says whose"):
+        sync.withdraw("fill_names", dialect_for(engine))
+    assert left_over(engine) == before
+
+
+@pytest.mark.requires("schemas")
 def test_triggers_of_another_tenant_are_not_found_by_name(engine: sa.Engine) -> None:
     make_people_in_a_schema(engine)
     tenant, other = (
@@ -879,7 +909,7 @@ def test_what_no_trigger_can_do_is_refused_by_the_plan(
 def test_plan_shows_the_triggers_and_makes_none(engine: sa.Engine) -> None:
     people.create(engine)
     plan = make_plan(bound(engine, FillNames), Settings())
-    assert all(statement.startswith("CREATE") for statement in plan.sync)
+    assert all(statement.startswith(("CREATE", "REVOKE")) for statement in plan.sync)
     assert "backfill_sync_fill_names" in plan.sync[-1]
     assert any('op.stop_backfill_sync("fill_names")' in warning for warning in plan.warnings)
     assert left_over(engine) == []
@@ -929,14 +959,17 @@ def test_a_number_that_the_database_gives_is_refused(engine: sa.Engine, key: str
         install(engine, FillCode)
 
 
-def test_a_unique_column_is_refused_where_it_could_cost_a_row(engine: sa.Engine) -> None:
+def test_a_unique_column_is_refused_where_it_could_cost_a_row(
+    database: Database, engine: sa.Engine
+) -> None:
+    """An upsert or a REPLACE looks at what the triggers have written, but on PostgreSQL."""
     make(
         engine,
         "people",
         *(sa.Column(c.name, c.type, primary_key=c.primary_key) for c in people.c),
         sa.UniqueConstraint("full_name"),
     )
-    if is_lax(engine):
+    if "schemas" not in database.capabilities:
         with pytest.raises(DeclarationError, match="'full_name' is unique"):
             install(engine, FillNames)
         return
@@ -1005,6 +1038,31 @@ def test_triggers_that_fire_once_more_are_told(engine: sa.Engine) -> None:
     warnings = make_plan(bound(engine, FillNames), Settings()).warnings
     told = [text for text in warnings if "fires once more at an INSERT" in text]
     assert [text.split()[1] for text in told] == ["'at_ours'", "'at_update'"]
+    assert not any("fires after those" in text for text in warnings)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TRIGGER at_update ON people RENAME TO zzz")
+    warnings = make_plan(bound(engine, FillNames), Settings()).warnings
+    assert [t.split()[1] for t in warnings if "fires after those" in t] == ["'zzz'"]
+
+
+@pytest.mark.requires("schemas")
+def test_nobody_else_makes_triggers_with_our_functions(engine: sa.Engine) -> None:
+    """They have their owner's rights, and would be given records of anybody's types."""
+    people.create(engine)
+    install(engine, FillNames)
+    is_open = sa.text(
+        "SELECT bool_or(has_function_privilege('public', oid, 'EXECUTE')) FROM pg_proc"
+        " WHERE proname LIKE 'backfill_sync_%'"
+    )
+    with engine.begin() as connection:
+        assert connection.execute(is_open).scalar_one() is False
+        connection.exec_driver_sql(
+            "GRANT EXECUTE ON FUNCTION backfill_sync_fill_names_update TO PUBLIC"
+        )
+    assert install(engine, FillNames)
+    with engine.begin() as connection:
+        assert connection.execute(is_open).scalar_one() is False
+    assert not install(engine, FillNames)
 
 
 class Refer(Backfill):
@@ -1052,6 +1110,19 @@ def test_foreign_keys_that_fire_no_triggers_are_none_of_their_business(engine: s
         connection.exec_driver_sql("DELETE FROM owners")
     pets = sa.Table("pets", sa.MetaData(), autoload_with=engine)
     assert read(engine, pets, "owner_id", "owner_ref") == [(1, None)]
+
+
+class Name(Refer):
+    where = "plain IS NULL"
+    values: ClassVar = {"plain": "owner_ref + 0"}
+
+
+@pytest.mark.requires("silent_actions")
+def test_a_source_that_changes_without_triggers_is_refused(engine: sa.Engine) -> None:
+    make_pets(engine, "ON UPDATE CASCADE")
+    make_plan(bound(engine, ReferPlainly), Settings())
+    with pytest.raises(DeclarationError, match="'owner_ref' is in a foreign key with ON UPDATE"):
+        make_plan(bound(engine, Name), Settings())
 
 
 DISOWN = {

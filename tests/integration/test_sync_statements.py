@@ -297,6 +297,26 @@ def test_functions_that_raise_are_told_where_nothing_catches_them(tmp_path: Path
     assert read(engine, notes, "words") == [-1, 3]
 
 
+class OfJsonThatWhereLooksAt(OfJson):
+    where = "words = -1 AND json_valid(body)"
+
+
+def test_what_where_leaves_out_is_not_computed(tmp_path: Path) -> None:
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'one.db'}", poolclass=sa.NullPool)
+    notes = make(
+        engine,
+        "notes",
+        sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("body", sa.String(20)),
+        sa.Column("words", sa.Integer, nullable=False, server_default="-1"),
+    )
+    install(engine, OfJsonThatWhereLooksAt)
+    fill(engine, notes, [{"id": 1, "body": "{"}, {"id": 2, "body": '{"n": 3}'}])
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE notes SET words = 8 WHERE id = 1")
+    assert read(engine, notes, "words") == [8, 3]
+
+
 class LabelIfNew(Backfill):
     """What is looked at, and what is written, are two columns."""
 
