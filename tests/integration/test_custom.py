@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, ClassVar
 import pytest
 import sqlalchemy as sa
 
-from backfill import Backfill
-from tests.integration.support import complete, make, read, status
+from backfill import Backfill, inline
+from backfill.settings import Settings
+from tests.integration.support import bound, complete, make, read, status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -156,6 +157,21 @@ def test_rows_that_a_policy_lets_nobody_lock_are_done(engine: sa.Engine) -> None
         ):
             connection.execute(sa.text(statement))
     complete(engine, Empty, chunk_size=7)
+    assert read(engine, orders, "id") == []
+
+
+@pytest.mark.requires("row_locks")
+def test_inside_a_revision_locks_are_waited_for(engine: sa.Engine) -> None:
+    """As the migration's other statements do; a run gives way, and comes again."""
+    metadata.create_all(engine)
+    with engine.begin() as connection:
+        connection.execute(sa.insert(orders), [{"id": i, "year": 2019} for i in range(1, 21)])
+    target = bound(engine, Empty)
+    with engine.connect() as holder:
+        holder.execute(sa.update(orders).where(orders.c.id == 5).values(year=2020))
+        threading.Timer(0.3, holder.commit).start()
+        with engine.begin() as connection:
+            assert inline.complete(connection, target, Settings(), "alembic_version") == 20
     assert read(engine, orders, "id") == []
 
 
