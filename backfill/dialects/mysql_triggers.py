@@ -17,7 +17,7 @@ from backfill.dialects.triggers import (
     Place,
     Script,
     Triggers,
-    changing_keys,
+    changing_action,
     execute,
     label_of,
     literal,
@@ -63,8 +63,17 @@ class MariaDBTriggers(Triggers):
             )
         return None
 
+    def refusing(self, connection: sa.Connection, target: Target) -> set[str]:
+        """Asked in SQL: SQLAlchemy would read all columns, and warn of types that it lacks."""
+        return set(connection.execute(_UNIQUE, _names(target.table)).scalars())
+
     def unseen(self, connection: sa.Connection, table: sa.Table) -> dict[str, str]:
-        return changing_keys(connection, table)
+        found = {}
+        for row in connection.execute(_FOREIGN_KEYS, _names(table)):
+            action = changing_action(on_delete=row.on_delete, on_update=row.on_update)
+            if action is not None:
+                found[row.name] = action
+        return found
 
     def is_unknown(self, column: sa.Column[Any]) -> bool:
         return column.computed is not None or column.autoincrement is True
@@ -321,4 +330,22 @@ _INSTALLED = sa.text(
     "SELECT event_object_table AS table_name, trigger_name AS name FROM information_schema.triggers"
     " WHERE trigger_schema = DATABASE() AND trigger_name LIKE 'backfill|_sync|_%' ESCAPE '|'"
     " ORDER BY 1, 2"
+)
+
+
+def _names(table: sa.Table) -> dict[str, str | None]:
+    return {"schema": table.schema, "table": table.name}
+
+
+_UNIQUE = sa.text(
+    "SELECT DISTINCT column_name FROM information_schema.statistics"
+    " WHERE table_schema = COALESCE(:schema, DATABASE()) AND table_name = :table"
+    " AND non_unique = 0 AND index_name <> 'PRIMARY'"
+)
+_FOREIGN_KEYS = sa.text(
+    "SELECT k.column_name AS name, r.delete_rule AS on_delete, r.update_rule AS on_update"
+    " FROM information_schema.referential_constraints AS r"
+    " JOIN information_schema.key_column_usage AS k ON k.constraint_schema = r.constraint_schema"
+    " AND k.constraint_name = r.constraint_name AND k.table_name = r.table_name"
+    " WHERE k.table_schema = COALESCE(:schema, DATABASE()) AND k.table_name = :table"
 )

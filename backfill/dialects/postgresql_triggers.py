@@ -21,7 +21,7 @@ from backfill.dialects.triggers import (
     Place,
     Script,
     Triggers,
-    changing_keys,
+    changing_action,
     execute,
     label_of,
     literal,
@@ -60,7 +60,15 @@ class PostgreSQLTriggers(Triggers):
         return column.computed is not None
 
     def acted_on(self, connection: sa.Connection, table: sa.Table) -> dict[str, str]:
-        return changing_keys(connection, table)
+        found = {}
+        for key in sa.inspect(connection).get_foreign_keys(table.name, table.schema):
+            options = key["options"]
+            action = changing_action(
+                on_delete=options.get("ondelete"), on_update=options.get("onupdate")
+            )
+            if action is not None:
+                found.update(dict.fromkeys(key["constrained_columns"], action))
+        return found
 
     def refusing(self, connection: sa.Connection, target: Target) -> set[str]:
         """Asked for their text: an expression, a predicate or an exclusion may hold a column."""

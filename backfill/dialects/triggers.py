@@ -286,19 +286,6 @@ def changing_action(*, on_delete: str | None, on_update: str | None) -> str | No
     return None
 
 
-def changing_keys(connection: sa.Connection, table: sa.Table) -> dict[str, str]:
-    """Return the columns of a table that its foreign keys change, each with what its key says."""
-    found = {}
-    for key in sa.inspect(connection).get_foreign_keys(table.name, table.schema):
-        options = key["options"]
-        action = changing_action(
-            on_delete=options.get("ondelete"), on_update=options.get("onupdate")
-        )
-        if action is not None:
-            found.update(dict.fromkeys(key["constrained_columns"], action))
-    return found
-
-
 def literal(text: str) -> str:
     """Return a plain name as an SQL string."""
     return "'" + text.replace("'", "''") + "'"
