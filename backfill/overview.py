@@ -275,15 +275,21 @@ def _range(found: KeyRange) -> dict[str, Any]:
         "cursor": _shown(found.cursor),
         "rows_scanned": found.rows_scanned,
         "rows_changed": found.rows_changed,
-        "owner": _owner(found.owner),
+        "owner": _owner(found),
         "lease_expires": f"{expires.isoformat(timespec='milliseconds')}Z" if expires else None,
+        "seconds_quiet": round(max(found.quiet_seconds, 0), 1) if found.owner else None,
     }
 
 
-def _owner(owner: str | None) -> str | None:
-    if owner is None:
+def _owner(found: KeyRange) -> str | None:
+    if found.owner is None:
         return None
-    return f"{owners.shown(owner)}{', which has died' if owners.is_dead(owner) else ''}"
+    tail = ""
+    if owners.is_dead(found.owner):
+        tail = ", which has died"
+    elif not found.lease_is_live:
+        tail = ", whose lease has run out"
+    return owners.shown(found.owner) + tail
 
 
 def _shown(values: KeyValues) -> Any:

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from backfill.planner import Plan
 
 
+_QUIET = 30
+"""Seconds without a commit that are worth telling: many times what a chunk takes."""
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """Give rows in columns under a head; nothing without rows."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
@@ -50,8 +54,9 @@ def _status_lines(row: dict[str, Any]) -> Iterator[str]:
     if row["error"]:
         yield f"error: {row['error']}"
     for owner in sorted({r["owner"] for r in row["ranges"] if r["owner"]}):
-        held = sum(r["owner"] == owner for r in row["ranges"])
-        yield f"{held} of {len(row['ranges'])} key ranges leased by {owner}"
+        held = [r["seconds_quiet"] for r in row["ranges"] if r["owner"] == owner]
+        quiet = f"; nothing committed for {duration(max(held))}" if max(held) > _QUIET else ""
+        yield f"{len(held)} of {len(row['ranges'])} key ranges leased by {owner}{quiet}"
 
 
 def changed(settings: Mapping[str, object]) -> str:

@@ -84,7 +84,7 @@ OVER = frozenset({Status.SUCCEEDED, Status.CANCELLED, Status.STALE})
 
 def taken_back(revision: str) -> str:
     """Say why a run is stale."""
-    return f"revision {revision} was downgraded: what it wrote is gone"
+    return f"revision {revision} was downgraded, so that what it wrote counts as gone"
 
 
 def check_transition(name: str, current: Status, wanted: Status) -> None:
@@ -161,6 +161,8 @@ class KeyRange:
     """By the database's clock."""
     size: int | None
     throttled: str | None
+    quiet_seconds: float
+    """Since it was claimed, or a chunk of it committed, by the database's clock."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -194,7 +194,7 @@ class Worker:
     def _say_waiting(self, found: KeyRange) -> None:
         owner = owners.shown(found.owner) if found.owner else "another runner"
         seconds = self.settings.lease_seconds
-        self._say("waiting", f"waits for {owner} to go on, {seconds:g} s at most, then takes over")
+        self._say("waiting", f"gives {owner} up to {seconds:g} s to show that it is alive")
 
     def _check_run(self) -> None:
         now = self.store.current(self.name)

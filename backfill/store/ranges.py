@@ -71,7 +71,11 @@ def of_pass(connection: sa.Connection, dialect: Dialect, run: Run) -> list[KeyRa
     """Return the ranges of the run's present pass, in key order."""
     rows = execute(
         connection,
-        sa.select(_range, sa.case((_is_live(dialect), 1), else_=0).label("is_live"))
+        sa.select(
+            _range,
+            sa.case((_is_live(dialect), 1), else_=0).label("is_live"),
+            sa.type_coerce(dialect.now(), _range.c.updated_at.type).label("now"),
+        )
         .where(_range.c.run_id == run.id, _range.c.pass_number == run.pass_number)
         .order_by(_range.c.id),
     )
@@ -125,11 +129,7 @@ def renew(
         connection,
         sa.update(_range)
         .where(_range.c.id == lease.range_id, _range.c.token == lease.token)
-        .values(
-            lease_expires=dialect.now(lease_seconds),
-            updated_at=dialect.now(),
-            throttled=throttled,
-        ),
+        .values(lease_expires=dialect.now(lease_seconds), throttled=throttled),
     )
     return result.rowcount == 1
 
@@ -301,4 +301,5 @@ def _to_range(row: Any) -> KeyRange:
         lease_is_live=bool(row.is_live),
         size=row.size,
         throttled=row.throttled,
+        quiet_seconds=(row.now - row.updated_at).total_seconds(),
     )

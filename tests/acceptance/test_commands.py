@@ -106,6 +106,7 @@ RANGE_TYPES = {
     "rows_changed": int,
     "owner": (TEXT, NOTHING),
     "lease_expires": (TEXT, NOTHING),
+    "seconds_quiet": (int, float, NOTHING),
 }
 
 

@@ -115,6 +115,23 @@ def test_runner_stopped_while_it_computes_is_fenced(
     assert_each_row_once(project, engine, 400)
 
 
+@pytest.mark.usefixtures("short_leases")
+def test_status_tells_since_when_nothing_was_committed(
+    project: AlembicProject, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(project, engine, STOPS_ITSELF, 100)
+    monkeypatch.setenv("STOP_AT", "45")
+    stopped = project.start("run", "--json", "--chunk-size=20")
+    wait_until(lambda: is_stopped(stopped), stopped)
+    wait_until(lambda: "lease has run out" in (status(project)["ranges"][0]["owner"] or ""))
+    quiet = status(project)["ranges"][0]["seconds_quiet"]
+    assert 2 <= quiet < status(project)["ranges"][0]["seconds_quiet"]
+    stopped.send_signal(SIGCONT)
+    assert stopped.wait(PATIENCE_SECONDS) == 0, last_words(stopped)
+    assert status(project)["ranges"][0]["seconds_quiet"] is None
+    assert_each_row_once(project, engine, 100)
+
+
 def is_stopped(process: Started) -> bool:
     stat = Path(f"/proc/{process.pid}/stat").read_text()
     return stat.rpartition(")")[2].split()[0] == "T"

@@ -37,6 +37,7 @@ def key_range(number: int, lower: int, upper: int) -> KeyRange:
         lease_is_live=False,
         size=None,
         throttled=None,
+        quiet_seconds=0.0,
     )
 
 
