@@ -1,7 +1,8 @@
 """A run from its first claim to its proof: the file that joins everything below it.
 
-`Runner.run` -> `Opening.run` (opening.py), then `walk_pass` -> `Worker.work` (workers.py) -> one
-chunk, one transaction; `Proving.is_proved` (proving.py) after each pass.
+`Runner.run` -> `Opening.run` (opening.py), then `walk_pass` -> `Worker.work` (workers.py) ->
+`Committer.advance` (committing.py), one chunk, one transaction; `Proving.is_proved` (proving.py)
+after each pass.
 """
 
 from __future__ import annotations

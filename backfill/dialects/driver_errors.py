@@ -15,7 +15,7 @@ class ErrorKind(Enum):
     """What an error means for us; found by the database's code, never by exception class."""
 
     CONFLICT = "conflict with another transaction"
-    LOCKED = "a lock of the application is in the way"
+    LOCKED = "locked by the application"
     TOO_SLOW = "the statement took too long"
     SESSION_LOST = "the connection was lost"
     NOT_READY = "the database accepts no connection"

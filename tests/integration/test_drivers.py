@@ -216,7 +216,7 @@ def test_locked_row_is_waited_for(project: AlembicProject, engine: sa.Engine) ->
         wait_until(lambda: len(reasons(runner)) >= 3, runner)
     assert runner.wait(PATIENCE_SECONDS) == 0, last_words(runner)
     assert {reason.partition(" (")[0] for reason in reasons(runner)} == {
-        "a lock of the application is in the way"
+        "locked by the application"
     }
     assert values_of_n(engine) == {1: ROWS}
     assert_counts(project, ROWS)

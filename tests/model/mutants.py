@@ -17,6 +17,7 @@ from unittest.mock import patch
 import sqlalchemy as sa
 
 from backfill import keys, retries, runner, tables
+from backfill.committing import Committer
 from backfill.dialects import Dialect, ErrorKind, Limits, Overtaken, postgresql_sessions
 from backfill.dialects.postgresql import PostgreSQL
 from backfill.dialects.sqlite import SQLite
@@ -121,33 +122,36 @@ def doubt_pauses() -> Iterator[None]:
 @contextmanager
 def checkpoint_after_commit() -> Iterator[None]:
     """The cursor moves in a transaction of its own, after the chunk's."""
-    checkpoint = Worker._checkpoint
-    after_commit = Worker._after_commit
+    checkpoint = Committer._checkpoint
+    after_commit = Committer._after_commit
 
-    def keep(self: Worker, _connection: Any, chunk: Any, written: Any) -> Any:
-        return replace(self.lease, cursor=chunk.upto, finished=chunk.is_last)
+    def keep(self: Committer, _connection: Any, chunk: Any, written: Any) -> Any:
+        return replace(self.hold.lease, cursor=chunk.upto, finished=chunk.is_last)
 
-    def late(self: Worker, chunk: Any, written: Any, lease: Any, started: float) -> int:
+    def late(self: Committer, chunk: Any, written: Any, lease: Any, started: float) -> int:
         with self.session.transaction() as connection:
             lease = checkpoint(self, connection, chunk, written)
         return after_commit(self, chunk, written, lease, started)
 
-    with patch.object(Worker, "_checkpoint", keep), patch.object(Worker, "_after_commit", late):
+    with (
+        patch.object(Committer, "_checkpoint", keep),
+        patch.object(Committer, "_after_commit", late),
+    ):
         yield
 
 
 @contextmanager
 def checkpoint_before_commit() -> Iterator[None]:
     """The cursor moves first, in a transaction of its own."""
-    commit = Worker.commit
+    commit = Committer.commit
 
-    def early(self: Worker, chunk: Any) -> int:
+    def early(self: Committer, chunk: Any) -> int:
         with self.session.transaction() as connection:
             moved = self._checkpoint(connection, chunk, Written(len(chunk.page or ())))
         with patch.object(self, "_checkpoint", lambda *_: moved):
             return commit(self, chunk)
 
-    with patch.object(Worker, "commit", early):
+    with patch.object(Committer, "commit", early):
         yield
 
 
@@ -182,7 +186,8 @@ def local_clock() -> Iterator[None]:
 
     def now(self: SQLite, plus_seconds: float = 0) -> sa.ColumnElement[Any]:
         ahead = timedelta(days=OWNER.get().startswith("runner 2:"), seconds=plus_seconds)
-        return sa.literal(str((datetime.now(timezone.utc) + ahead).replace(tzinfo=None)))
+        moment = (datetime.now(timezone.utc) + ahead).replace(tzinfo=None)
+        return sa.literal_column(f"'{moment}'")
 
     with patch.object(SQLite, "now", now):
         yield
@@ -242,14 +247,14 @@ def late_commits_overlooked() -> Iterator[None]:
 @contextmanager
 def stop_at_first_empty_chunk() -> Iterator[None]:
     """A chunk that changed nothing is taken for the end of the range."""
-    checkpoint = Worker._checkpoint
+    checkpoint = Committer._checkpoint
 
-    def stopping(self: Worker, connection: sa.Connection, chunk: Any, written: Any) -> Any:
+    def stopping(self: Committer, connection: sa.Connection, chunk: Any, written: Any) -> Any:
         if not written.changed:
-            chunk = replace(chunk, upto=self.lease.upper, is_last=True)
+            chunk = replace(chunk, upto=self.hold.lease.upper, is_last=True)
         return checkpoint(self, connection, chunk, written)
 
-    with patch.object(Worker, "_checkpoint", stopping):
+    with patch.object(Committer, "_checkpoint", stopping):
         yield
 
 
@@ -395,14 +400,14 @@ def savepoints() -> Iterator[None]:
     """The halves of a chunk stand behind savepoints, which a deadlock takes away with all
     that was done before it."""
 
-    def halved(self: Worker, connection: sa.Connection, chunk: Any) -> Any:
+    def halved(self: Committer, connection: sa.Connection, chunk: Any) -> Any:
         written, whole = 0, self.walk.whole_page(connection, chunk)
         for part in whole.halves() if len(whole.page or ()) > 1 else [whole]:
             written += _behind_a_savepoint(self.writer, connection, part)
         done = Written(written)
         return whole, done, self._checkpoint(connection, whole, done), self.clock()
 
-    with patch.object(Worker, "_write_and_checkpoint", halved):
+    with patch.object(Committer, "_write_and_checkpoint", halved):
         yield
 
 

@@ -42,6 +42,7 @@ LAYERS = [
     {"processes"},
     {"threads"},
     {"workers"},
+    {"committing"},
     {"isolation", "waiting"},
     {"chunk_size", "holding", "sessions"},
     {"budget", "speed.pacing", "speed.collector"},
