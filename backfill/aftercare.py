@@ -181,10 +181,14 @@ class Vacuuming:
         run: Run,
         limits: Limits,
         report: Callable[[Event], object],
+        *,
+        was_told: bool,
     ) -> None:
         self._target = target
         self._dialect = target.dialect
         self._upkeep = target.dialect.upkeep
+        self._was_told = was_told
+        """Whether it was known from the start, and `AfterCare` has told what this user may not."""
         self._store = store
         self._run = run
         self._limits = limits
@@ -229,7 +233,10 @@ class Vacuuming:
                 self._dialect.open(self._limits) as connection,
                 self._dialect.transaction(connection, self._limits, write=False),
             ):
-                self._may = self._upkeep.refusal(connection, self._target.table) is None
+                refusal = self._upkeep.refusal(connection, self._target.table)
+            self._may = refusal is None
+            if refusal is not None and not self._was_told:
+                self._say(f"there will be no VACUUM: {refusal}")
         return self._may
 
     def _say(self, text: str, **numbers: object) -> None:

@@ -341,7 +341,7 @@ def _cancel_gone(context: Context, name: str) -> bool:
     """Cancel what a database has of a backfill without a class; whether there was anything."""
     try:
         _cancel(context, name, name)
-    except (StateError, InvalidTransition):
+    except StateError:
         return False
     return True
 

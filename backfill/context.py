@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from backfill import overview
 from backfill.configuration import settings_of
-from backfill.dialects import dialect_for
+from backfill.dialects import Limits, dialect_for
 from backfill.discovery import (
     Declared,
     discover,
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_BINDING = Limits(lock_timeout=1, statement_timeout=10, idle_timeout=30, label="backfill: look")
+
 
 @dataclass
 class Context:
@@ -57,7 +59,7 @@ class Context:
         return Store(self.dialect, self.project.version_table)
 
     def target(self, one: Declared) -> Target:
-        with overview.looking_at(one.declaration, self.dialect) as (_, target, _):
+        with overview.looking_at(one.declaration, self.dialect, _BINDING) as (_, target, _):
             return target
 
     def unmet(self, one: Declared) -> str | None:

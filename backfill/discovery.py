@@ -199,14 +199,15 @@ def _load(path: Path) -> ModuleType:
 
 def _classes(module: ModuleType) -> list[type[Backfill]]:
     """Return the concrete declarations that a module itself makes, in their order."""
-    return [
+    found = (
         value
         for value in vars(module).values()
         if inspect.isclass(value)
         and issubclass(value, Backfill)
         and value.__module__ == module.__name__
         and hasattr(value, "level")
-    ]
+    )
+    return list(dict.fromkeys(found))  # a class may have two names there
 
 
 def _declared(

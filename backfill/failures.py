@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sysconfig
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,14 @@ from backfill.errors import CommitUnknown, RowsTooSlow, TableBusy
 
 if TYPE_CHECKING:
     from backfill.dialects import Dialect
+
+
+_PATHS = sysconfig.get_paths()
+_NOT_THE_USERS = (
+    str(Path(__file__).parent),
+    *(_PATHS[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+    "<",
+)
 
 
 def describe(error: BaseException, dialect: Dialect) -> str:
@@ -35,8 +44,10 @@ def stack(error: BaseException) -> str:
 
 
 def _place(error: BaseException) -> str:
+    """Return where it was raised: in the user's own code, where that had a part in it."""
     frames = traceback.extract_tb(error.__traceback__)
     if not frames:
         return ""
-    last = frames[-1]
+    own = [frame for frame in frames if not frame.filename.startswith(_NOT_THE_USERS)]
+    last = (own or frames)[-1]
     return f"at {Path(last.filename).name}:{last.lineno} in {last.name}"

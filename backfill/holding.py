@@ -31,6 +31,10 @@ _FIGURES_SECONDS = 5.0
 """How often a reason is written again of which nothing but the figures have changed."""
 
 
+_TROUBLE_SECONDS = 1.0
+"""How long trouble lasts that is worth a word."""
+
+
 class Holding:
     """One worker's claim on a key range, one range after the other."""
 
@@ -127,8 +131,10 @@ class Holding:
         return self.lease.cursor == cursor
 
     def pulse(self) -> None:
-        """Renew the lease when a third of it is over. Raises LeaseLost."""
-        if self._clock() - self._renewed > self._seconds / 3:
+        """Renew the lease when a third of it is over, or to tell of trouble. Raises LeaseLost."""
+        since = self._clock() - self._renewed
+        is_news = bool(self.trouble) and gist(self.trouble) != gist(self._shown)
+        if since > self._seconds / 3 or (is_news and since > _TROUBLE_SECONDS):
             self._renew(self.lease)
 
     def explain(self, reason: str) -> None:

@@ -44,6 +44,14 @@ def _number(wanted: type[int | float], value: Any, *, zero: bool = False) -> flo
     return number
 
 
+def _whole(value: Any) -> int:
+    """Return a whole number that a database's INTEGER can hold."""
+    number = int(_number(int, value))
+    if number >= 2**31:
+        raise ValueError
+    return number
+
+
 def _switch(value: Any) -> bool:
     found = value if isinstance(value, bool) else _SWITCH.get(str(value).strip().lower())
     if found is None:
@@ -80,7 +88,7 @@ def _one_of(values: tuple[str, ...], value: Any) -> str:
 
 
 GATE = Kind("refuse or inline", partial(_one_of, ("refuse", "inline")))
-WHOLE = Kind("a whole number, above 0", partial(_number, int))
+WHOLE = Kind("a whole number, above 0 and below 2^31", _whole)
 COUNT = Kind("a whole number, 0 or more", partial(_number, int, zero=True))
 SECONDS = Kind("a number of seconds, above 0", partial(_number, float))
 PATIENCE = Kind("a number of seconds, 0 or more", partial(_number, float, zero=True))
@@ -92,13 +100,15 @@ TEXTS = Kind("a list of texts, or text with one of them a line", _texts)
 WINDOW = Kind(f'two times of the day and a zone, like "{EXAMPLE}"', _window)
 
 
-def secrets_of(url: str) -> list[str]:
-    """Return what a message on a URL must not show, the longest first: its password, and the parts
+def secrets_of(*urls: str) -> list[str]:
+    """Return what a message on URLs must not show, the longest first: a password, and the parts
     of one that was not quoted, of which a driver takes some for the host."""
-    password = url.partition("://")[2].rpartition("@")[0].partition(":")[2]
-    parts = [part for part in re.split(r"\W+", password) if len(part) > 3]
-    found = {one for one in (password, unquote(password), *parts, *map(unquote, parts)) if one}
-    return sorted(found, key=len, reverse=True)
+    found = set[str]()
+    for url in urls:
+        password = url.partition("://")[2].rpartition("@")[0].partition(":")[2]
+        parts = [part for part in re.split(r"\W+", password) if len(part) > 3]
+        found.update((password, unquote(password), *parts, *map(unquote, parts)))
+    return sorted(found - {""}, key=len, reverse=True)
 
 
 def masked(text: str) -> str:

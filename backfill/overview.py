@@ -200,13 +200,13 @@ def is_history(one: Declared, dialect: Dialect) -> bool:
 
 @contextmanager
 def looking_at(
-    declaration: type[Backfill], dialect: Dialect
+    declaration: type[Backfill], dialect: Dialect, limits: Limits = _READING
 ) -> Iterator[tuple[sa.Connection, Target, Callable[[], AbstractContextManager[Any]]]]:
     """Open a connection, bind the declaration, and give a wrapper for short reads."""
-    with dialect.open(_READING) as connection:
+    with dialect.open(limits) as connection:
 
         def reading() -> AbstractContextManager[Any]:
-            return dialect.transaction(connection, _READING, write=False)
+            return dialect.transaction(connection, limits, write=False)
 
         with reading():
             target = bind(declaration, dialect, connection)
@@ -234,6 +234,9 @@ def _progress(
     changed, quarantined = store.totals(run) if run is not None else (0, 0)
     scanned = sum(found.rows_scanned for found in ranges)
     rate = sum(found.rows_per_second for found in ranges if _is_worked_on(found))
+    waits = next((r.throttled for r in ranges if r.throttled), None)
+    if run is not None and run.status is Status.RUNNING and all(r.finished for r in ranges):
+        waits = _awaited(run, store)
     estimated = run.rows_estimated if run is not None else None
     left = None
     if rate > 0 and estimated is not None:
@@ -248,13 +251,22 @@ def _progress(
         "rows_per_second": round(rate, 1),
         "seconds_left": left,
         "failures": quarantined,
-        "throttled": next((r.throttled for r in ranges if r.throttled), None),
+        "throttled": waits,
         "set": dict(run.changed) if run is not None else {},
         "sync": in_sync,
         "error": run.error if run is not None else None,
         "problem": problem,
         "ranges": [_range(found) for found in ranges],
     }
+
+
+def _awaited(run: Run, store: Store) -> str | None:
+    """Say whose end is waited for, after all ranges are walked."""
+    if run.horizon is None or run.pass_number > 1:
+        return None
+    with store.transaction(write=False) as connection:
+        older = store.dialect.older_than_horizon(connection, run.horizon)
+    return None if older is None else f"waits for {older} to end"
 
 
 def _is_in_sync(of: Sought, store: Store) -> bool:
@@ -264,6 +276,9 @@ def _is_in_sync(of: Sought, store: Store) -> bool:
 
 
 def _is_worked_on(found: KeyRange) -> bool:
+    """Whether its rate still holds: not where its worker waits, or is dead."""
+    if (found.throttled or "").startswith("waits"):
+        return False
     return found.lease_is_live and not (found.owner and owners.is_dead(found.owner))
 
 

@@ -26,6 +26,7 @@ from backfill import kinds, store
 from backfill.configuration import Origin, configuration, parser_problem, state_schema
 from backfill.dialects import dialect_for, free_of_event_loops, keep_place, outside_of_loops
 from backfill.errors import ConfigurationError
+from backfill.settings import urls_in_environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -187,7 +188,7 @@ def _run_env(config: Config, script: ScriptDirectory) -> list[_Database]:
     try:
         with _quiet(), EnvironmentContext(config, script, fn=look, dont_mutate=True):
             outside_of_loops(script.run_env)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigurationError(
             f"{script.env_py_location} could not be run: {_described(error, config)}"
         ) from error
@@ -238,7 +239,7 @@ def _loggers() -> list[logging.Logger]:
     return [one for one in known if isinstance(one, logging.Logger)]
 
 
-def _described(error: Exception, config: Config) -> str:
+def _described(error: BaseException, config: Config) -> str:
     """Return what an error says, and where in the file it was raised if it is the user's own."""
     if isinstance(error, ParserError):
         return parser_problem(error)
@@ -253,12 +254,12 @@ def _described(error: Exception, config: Config) -> str:
     return f"{type(error).__name__}: {text}" + (f" (line {lines[-1]})" if lines else "")
 
 
-def _scrubbed(error: Exception, config: Config) -> str:
-    """Return an error's text without the password of the configured URL."""
+def _scrubbed(error: BaseException, config: Config) -> str:
+    """Return an error's text without the passwords of the URLs that env.py may have taken."""
     text = " ".join(str(getattr(error, "orig", None) or error).split())
     section = config.config_ini_section
     url = config.file_config.get(section, "sqlalchemy.url", raw=True, fallback="")
-    for secret in kinds.secrets_of(url.replace("%%", "%")):
+    for secret in kinds.secrets_of(url.replace("%%", "%"), *urls_in_environment()):
         text = text.replace(secret, "***")
     return kinds.masked(text)
 

@@ -50,8 +50,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
+    import tenacity
+
     from backfill.budget import Budget
     from backfill.configuration import Origin
+    from backfill.dialects import Dialect
     from backfill.reporters import Reporter
     from backfill.settings import Settings
     from backfill.speed.throttles import Throttle
@@ -333,24 +336,30 @@ class Runner:
 
     def _patiently(self, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Repeat a step between two passes while the database cannot be asked."""
-        dialect = self.target.dialect
-
-        def tell(error: BaseException, _policy: retries.Policy, attempt: int) -> None:
-            why = describe(error, dialect)
-            self._say("retry", f"waits: {why}" if attempt == 1 else "", attempt=attempt, reason=why)
-
-        caller = retries.retrying(
-            kind_of=dialect.error_kind,
-            recover=tell,
-            sleep=self.budget.sleep,
-            seconds=self.settings.retry_seconds,
-        )
+        dialect, seconds = self.target.dialect, self.settings.retry_seconds
+        caller = patience(self.name, dialect, self.budget, seconds, self.report)
         return caller(step, *args, **kwargs)
 
     # -- small things --------------------------------------------------------------------
 
     def _say(self, what: str, text: str = "", **numbers: object) -> None:
         self.report(Event(what, self.name, text, dict(numbers)))
+
+
+def patience(
+    name: str, dialect: Dialect, budget: Budget, seconds: float, report: Reporter
+) -> tenacity.Retrying:
+    """Return a caller that repeats a step outside of the walk, for so many seconds, while the
+    database cannot be asked. It tells what it waits for; it raises Stopped."""
+
+    def tell(error: BaseException, _policy: retries.Policy, attempt: int) -> None:
+        why = describe(error, dialect)
+        text = f"waits: {why}" if attempt == 1 else ""
+        report(Event("retry", name, text, {"attempt": attempt, "reason": why}))
+
+    return retries.retrying(
+        kind_of=dialect.error_kind, recover=tell, sleep=budget.sleep, seconds=seconds
+    )
 
 
 @contextmanager

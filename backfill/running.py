@@ -10,11 +10,15 @@ import time
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy.exc import DBAPIError
+
 from backfill import overview, quarantine
-from backfill.budget import Budget
+from backfill.budget import Budget, Stopped
+from backfill.dialects import PASSING
 from backfill.errors import DeclarationError
+from backfill.failures import describe
 from backfill.reporters import Forgiving, JsonReporter, LogReporter, TerminalReporter
-from backfill.runner import Runner
+from backfill.runner import Runner, patience
 from backfill.runs import Outcome
 from backfill.speed.collector import throttled
 from backfill.speed.pacing import Pace, gist
@@ -60,9 +64,16 @@ class Runs:
         return context.dialect.call(self._run, context, one)
 
     def _run(self, context: Context, one: Declared) -> Outcome:
-        how = context.settings(one, self._options)
+        how, dialect = context.settings(one, self._options), context.dialect
+        bind = patience(one.name, dialect, self.budget, how.retry_seconds, self.report)
         try:
-            target = context.target(one)
+            target = bind(context.target, one)
+        except Stopped as stopped:
+            return _not_begun(one, self.budget.reason or str(stopped))
+        except DBAPIError as error:
+            if dialect.error_kind(error) not in PASSING:
+                raise
+            return _not_begun(one, describe(error, dialect))
         except DeclarationError:
             if self._again or not overview.is_history(one, context.dialect):
                 raise
@@ -128,6 +139,11 @@ def run_due(
         if outcomes[-1] in (Outcome.FAILED, Outcome.STOPPED):
             break
     return outcomes
+
+
+def _not_begun(one: Declared, why: str) -> Outcome:
+    say(f"{one.name}: stopped before it began: {why}; `backfill run {one.name}` goes on")
+    return Outcome.STOPPED
 
 
 def retry_failures(context: Context, one: Declared) -> Outcome:

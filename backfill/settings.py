@@ -232,6 +232,11 @@ def from_pyproject(path: Path) -> dict[str, Any]:
     return section
 
 
+def urls_in_environment() -> list[str]:
+    """Return the values in the environment that look like URLs: env.py may take its own there."""
+    return [value for value in os.environ.values() if "://" in value]
+
+
 def config_path() -> str | None:
     """Return the Alembic configuration file that the environment names, if it does."""
     return os.environ.get("ALEMBIC_CONFIG")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from backfill import store
-from backfill.dialects import ErrorKind, Limits
+from backfill.dialects import PASSING, ErrorKind, Limits
 from backfill.dialects.triggers import Place, Script, mentions
 from backfill.errors import DeclarationError, RunFailed, TableBusy
 
@@ -161,7 +161,7 @@ def _check_sql(
     try:
         connection.exec_driver_sql(statement, execution_options={"no_parameters": True}).all()
     except sa.exc.DBAPIError as error:
-        if target.dialect.error_kind(error) in (ErrorKind.SESSION_LOST, ErrorKind.NOT_READY):
+        if target.dialect.error_kind(error) in PASSING:
             raise
         text = str(error.orig).strip()
         raise _unfit(target, f"a trigger cannot compute this SQL ({text}): {statement}") from error

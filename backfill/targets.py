@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,13 +12,14 @@ import sqlalchemy as sa
 from sqlalchemy.sql import visitors
 
 from backfill.declaration import Level
-from backfill.dialects import ErrorKind
+from backfill.dialects import PASSING, ErrorKind
 from backfill.dialects.base import OWN_SCHEMA
+from backfill.dialects.triggers import mentions
 from backfill.errors import DeclarationError, KeyChanged
 from backfill.keys import Key
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from backfill.declaration import Backfill
     from backfill.dialects import Dialect
@@ -172,8 +172,9 @@ def _key(
             )
     if not _is_unique(connection, table, set(names)):
         raise DeclarationError(
-            f"{where}, {', '.join(names)}, is not unique. Name the columns of a primary key or of"
-            " a unique constraint in `key`, or add such a constraint."
+            f"{where}, {', '.join(names)}, is not unique by a constraint or index of just these"
+            " columns. Name the columns of a primary key or of a unique constraint in `key`, or"
+            " add such a constraint."
         )
     computes = declaration.level is Level.ROWS
     if doubts := dialect.key_doubts(connection, table, names, computes=computes):
@@ -182,10 +183,14 @@ def _key(
     for column, kind in zip(columns, types, strict=True):
         if kind is None:
             raise DeclarationError(
-                f"{where} has the column {column.name!r} of type {column.type}, whose values do"
-                " not keep an exact order here. Name other unique columns in `key`."
+                f"{where} has the column {column.name!r} of type {_type(column, dialect)}, whose"
+                " values do not keep an exact order here. Name other unique columns in `key`."
             )
     return Key(columns, tuple(kind for kind in types if kind is not None), dialect)
+
+
+def _type(column: sa.Column[Any], dialect: Dialect) -> str:
+    return column.type.compile(dialect.engine.dialect)
 
 
 def _key_names(declaration: type[Backfill], table: sa.Table) -> list[str]:
@@ -326,6 +331,7 @@ def _check_columns(target: Target) -> None:
     declaration, table = target.declaration, target.table
     for name in declaration.reads:
         _column(declaration, table, name, "`reads`")
+    _check_computed_key(target)
     for name in target.written:
         column = _column(declaration, table, name, "writing")
         if name in target.key.names:
@@ -343,13 +349,25 @@ def _check_columns(target: Target) -> None:
             )
 
 
+def _check_computed_key(target: Target) -> None:
+    for column in target.key.columns:
+        made_of = "" if column.computed is None else str(column.computed.sqltext)
+        for name in target.written:
+            if mentions(made_of, name):
+                raise DeclarationError(
+                    f"{target.declaration.name}: {column.name!r} belongs to the key, and the"
+                    f" database computes it from {name!r}, which is written: a row whose key"
+                    " changes is missed or done twice. Name other columns in `key`."
+                )
+
+
 def _check_order(target: Target) -> None:
     """Refuse values that would see each other's results on this database and no other."""
     written: list[str] = []
     for name, value in target.assignments.items():
         text = str(value.compile(dialect=target.dialect.engine.dialect))
         for earlier in written:
-            if re.search(rf"\b{re.escape(earlier)}\b", text):
+            if mentions(text, earlier):
                 raise DeclarationError(
                     f"{target.declaration.name}: this database would compute {name!r} from the new"
                     f" value of {earlier!r}, which is assigned before it. Assign {name!r} first, or"
@@ -364,15 +382,14 @@ _NO_ROW: sa.ColumnElement[bool] = sa.literal_column("1 = 0")
 
 def _check_sql(target: Target, connection: sa.Connection) -> None:
     """Let the database parse the SQL, on no rows."""
-    everything = [*target.assignments.values(), sa.literal(1)]
+    everything = [*target.assignments.values(), *_unclosed(target), sa.literal(1)]
     statement = sa.select(*everything).select_from(target.table).where(_NO_ROW)
     if target.pending is not None:
         statement = statement.where(target.pending)
     try:
         connection.execute(statement).all()
     except sa.exc.DBAPIError as error:
-        kind = target.dialect.error_kind(error)
-        if kind in (ErrorKind.SESSION_LOST, ErrorKind.NOT_READY):
+        if target.dialect.error_kind(error) in PASSING:
             raise
         raise DeclarationError(
             f"{target.declaration.name}: the database refuses the SQL of `where` or `values`:"
@@ -388,6 +405,16 @@ def _check_sql(target: Target, connection: sa.Connection) -> None:
             f"{target.declaration.name}: SQLAlchemy makes no SQL of `where` or `values`:"
             f" {str(getattr(error, 'orig', None) or error).strip()}."
         ) from error
+
+
+def _unclosed(target: Target) -> Iterator[sa.ColumnElement[Any]]:
+    """Give each text without the parentheses that we put around it: one that closes them, as in
+    `a = 1) OR (a = 2`, would reach beyond its chunk, and is no SQL in here."""
+    for value in target.assignments.values():
+        if isinstance(value, sa.ColumnClause) and value.is_literal:
+            yield sa.literal_column(f"CASE WHEN 1 = 0 THEN {value.name[1:-1]} END")
+    if isinstance(target.pending, sa.ColumnClause) and target.pending.is_literal:
+        yield sa.literal_column(f"CASE WHEN {target.pending.name[1:-1]} THEN 1 END")
 
 
 def _shown(statement: sa.Select[Any], dialect: Dialect) -> str:

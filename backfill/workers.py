@@ -81,7 +81,9 @@ class Worker:
             clock=clock,
         )
         self.retrying = self.committer.retrying()
-        self.vacuuming = Vacuuming(target, store, run, limits, report)
+        self.vacuuming = Vacuuming(
+            target, store, run, limits, report, was_told=pace.settings.vacuum_every is not None
+        )
         self._done: Done | None = None
 
     # -- ranges --------------------------------------------------------------------------

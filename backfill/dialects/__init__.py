@@ -9,7 +9,7 @@ from sqlalchemy import NullPool, create_engine, event
 from backfill.dialects.base import BINARY_TYPES, Dialect, LogFill
 from backfill.dialects.bulk import Overtaken
 from backfill.dialects.columns import Columns, Place, Step
-from backfill.dialects.driver_errors import ErrorKind
+from backfill.dialects.driver_errors import PASSING, ErrorKind
 from backfill.dialects.explaining import Explanation
 from backfill.dialects.health import SIGNAL_LIMITS
 from backfill.dialects.limits import Limits
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BINARY_TYPES",
+    "PASSING",
     "SIGNAL_LIMITS",
     "Columns",
     "Dialect",

@@ -29,6 +29,19 @@ class ErrorKind(Enum):
     UNKNOWN = "an error that is not known to be harmless"
 
 
+PASSING = frozenset(
+    {
+        ErrorKind.CONFLICT,
+        ErrorKind.LOCKED,
+        ErrorKind.TOO_SLOW,
+        ErrorKind.SESSION_LOST,
+        ErrorKind.NOT_READY,
+        ErrorKind.READ_ONLY,
+    }
+)
+"""What may be gone at the next try, and is no statement's fault."""
+
+
 class DriverErrors:
     """Judges errors by the database's own codes, which a subclass a database knows."""
 

@@ -247,7 +247,9 @@ class MySQL(Dialect):
         )
 
     def horizon(self, connection: sa.Connection) -> str | None:
-        return str(connection.execute(sa.text("SELECT NOW()")).scalar_one())
+        """Return the time by the server process's own zone, as InnoDB tells `trx_started`."""
+        here = sa.text("SELECT CONVERT_TZ(UTC_TIMESTAMP(), '+00:00', 'SYSTEM')")
+        return str(connection.execute(here).scalar_one())
 
     def older_than_horizon(self, connection: sa.Connection, horizon: str) -> str | None:
         try:

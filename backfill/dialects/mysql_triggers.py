@@ -56,7 +56,13 @@ class MariaDBTriggers(Triggers):
                 " the application would, through the triggers, meet the row that has the value"
                 " already, and delete it, change it or leave out its own"
             )
-        if Script(target).mentions("select"):
+        script = Script(target)
+        for name in filter(script.mentions, _ambiguous(target.table)):
+            return (
+                f"`where` or `values` have the word {name}, which in a trigger stands for several"
+                " things (NEW and OLD are the row, and a table's name its columns)"
+            )
+        if script.mentions("select"):
             return (
                 "`where` or `values` have a subquery, in which this database would take the"
                 " trigger's variables for columns"
@@ -122,7 +128,7 @@ class MariaDBTriggers(Triggers):
     def _wanted(self, connection: sa.Connection, target: Target, place: Place) -> dict[str, str]:
         names = {"schema": place.schema, "table": place.table}
         types = {row.name: row.type for row in connection.execute(_TYPES, names)}
-        script = Script(target)
+        script = _Script(target)
         return {event: _Body(script, place, event, types).text() for event in _EVENTS}
 
     def _bodies(self, connection: sa.Connection, place: Place) -> dict[str, str]:
@@ -135,6 +141,22 @@ class MariaDBTriggers(Triggers):
             f"CREATE OR REPLACE TRIGGER {name} BEFORE {event} ON {self.table(place)}"
             f" FOR EACH ROW {body}"
         )
+
+
+def _ambiguous(table: sa.Table) -> Iterator[str]:
+    """Give the names of which a trigger's variable would hide something else."""
+    columns = {column.name.lower() for column in table.c}
+    yield from columns & {"new", "old"}
+    if table.name.lower() in {"new", "old", *columns}:
+        yield table.name
+
+
+class _Script(Script):
+    """Quotes every name: `password` or `names` mean something else after DECLARE and SET."""
+
+    def __init__(self, target: Target) -> None:
+        super().__init__(target)
+        self.quote = self._dialect.identifier_preparer.quote_identifier
 
 
 def _name(place: Place, event: str) -> str:
@@ -276,7 +298,7 @@ class _Body:
         for name in following:
             i = list(self.values).index(name)
             needed = f" AND _backfill_now_{i} IS NOT NULL" if self.script.required([name]) else ""
-            yield f"    IF {self._is_ours(name)}{needed} THEN"
+            yield f"    IF {self._is_ours(name)} AND ({self._is_written()}){needed} THEN"
             yield f"      SET NEW.{self.script.quote(name)} = _backfill_now_{i};"
             yield "    END IF;"
 
@@ -285,6 +307,15 @@ class _Body:
         return (
             f"BINARY NEW.{column} <=> BINARY OLD.{column}"
             f" AND BINARY OLD.{column} <=> BINARY _backfill_was_{i}"
+        )
+
+    def _is_written(self) -> str:
+        """Say that the row has a value which is what it gives: where all are NULL, as they are in
+        rows that `where` leaves out, nobody has written them."""
+        names, quote = list(self.values), self.script.quote
+        return " OR ".join(
+            f"BINARY OLD.{quote(name)} = BINARY _backfill_was_{names.index(name)}"
+            for name in self.script.following
         )
 
     def _revoke(self) -> Iterator[str]:

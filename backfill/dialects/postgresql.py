@@ -26,7 +26,7 @@ from backfill.dialects.postgresql_bulk import (
 )
 from backfill.dialects.postgresql_rights import PostgreSQLRights
 from backfill.dialects.postgresql_sessions import keep_limits, limit, name_at_once
-from backfill.dialects.postgresql_triggers import PostgreSQLTriggers
+from backfill.dialects.postgresql_triggers import PostgreSQLTriggers, dollar_quoted
 from backfill.dialects.postgresql_upkeep import PostgreSQLUpkeep
 
 if TYPE_CHECKING:
@@ -137,7 +137,8 @@ class PostgreSQL(Dialect):
         text = problem.replace("'", "''").replace("%", "%%")
         lines.append(f"{'  ' * (len(conditions) + 1)}RAISE EXCEPTION '{text}';")
         lines += [f"{'  ' * i}END IF;" for i in range(len(conditions), 0, -1)]
-        return "\n".join(["DO $backfill$ BEGIN", *lines, "END $backfill$;"])
+        body = "\n".join([" BEGIN", *lines, "END "])
+        return f"DO {dollar_quoted(body)};"
 
     def begin(self, connection: sa.Connection, limits: Limits, *, write: bool) -> None:
         limit(connection, limits)
@@ -315,26 +316,25 @@ class PostgreSQL(Dialect):
         return sa.type_coerce(sa.func.timezone("utc", moment), sa.DateTime())
 
     def horizon(self, connection: sa.Connection) -> str | None:
-        """Return the next transaction id, and the time: who writes later may have begun before."""
-        next_id = sa.func.txid_snapshot_xmax(sa.func.txid_current_snapshot())
+        """Return a transaction id of our own, and the time: who has an older id, or writes later
+        and began before, may have rows that are not seen yet. A snapshot's `xmax` would not do: it
+        is behind the last id that has ended, and ids that are open may be above it."""
         epoch = sa.func.extract("epoch", sa.func.clock_timestamp())
         moment = sa.cast(epoch, sa.Numeric(20, 6))
-        row = connection.execute(sa.select(next_id, moment)).one()
+        row = connection.execute(sa.select(sa.func.txid_current(), moment)).one()
         return f"{row[0]} {row[1]}"
 
     def older_than_horizon(self, connection: sa.Connection, horizon: str) -> str | None:
-        """Look for the ids of that time, and (as far as this user sees them) for older sessions."""
-        next_id, _, moment = horizon.partition(" ")
-        row = connection.execute(_OLDER_WRITER, {"moment": Decimal(moment or 0)}).first()
+        """Look for sessions with older ids, or (as far as this user sees them) of that time."""
+        mark, _, moment = horizon.partition(" ")
+        then = {"mark": str(int(mark) % _IDS), "moment": Decimal(moment or 0)}
+        row = connection.execute(_OLDER_WRITER, then).first()
         if row is not None:
-            who = row.application_name or "no name"
+            hidden = "which this user may not look at: GRANT pg_monitor"
+            who = hidden if row.is_hidden else row.application_name or "no name"
             return f"the older transaction of process {row.pid} ({who})"
-        oldest_id = sa.func.txid_snapshot_xmin(sa.func.txid_current_snapshot())
-        if connection.execute(sa.select(oldest_id)).scalar_one() >= int(next_id):
-            return None
-        if not connection.execute(_HIDDEN_WRITERS).scalar_one():
-            return None  # it is in another database, and cannot have rows of ours
-        return "an older transaction that this user cannot see, or a prepared one"
+        gid = connection.execute(_OLDER_PREPARED, then).scalar()
+        return None if gid is None else f"the older prepared transaction {gid!r}"
 
     def all_at_once(
         self, readers: Readers, table: sa.Table, condition: sa.ColumnElement[bool], rows: int
@@ -454,14 +454,17 @@ _IS_TINY = sa.text(
     " AND relkind = 'r' AND NOT relhassubclass"
     " AND pg_relation_size(oid) <= 10 * CAST(current_setting('block_size') AS integer))"
 )
+_IDS = 2**32
+"""How many transaction ids there are, before they are used again."""
+_IS_OLDER = "age({id}) > age(CAST(CAST(:mark AS text) AS xid))"
 _OLDER_WRITER = sa.text(
-    "SELECT pid, application_name FROM pg_stat_activity"
-    " WHERE backend_xid IS NOT NULL AND xact_start <= to_timestamp(:moment)"
-    " AND datname = current_database()"
+    "SELECT pid, application_name, query = '<insufficient privilege>' AS is_hidden"
+    " FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND datname = current_database()"
+    f" AND (xact_start <= to_timestamp(:moment) OR {_IS_OLDER.format(id='backend_xid')})"
     " AND pid <> pg_backend_pid() ORDER BY xact_start LIMIT 1"
 )
-_HIDDEN_WRITERS = sa.text(
-    "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()"
-    " AND query = '<insufficient privilege>')"
-    " OR EXISTS (SELECT FROM pg_prepared_xacts WHERE database = current_database())"
+_OLDER_PREPARED = sa.text(
+    "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()"
+    f" AND (prepared <= to_timestamp(:moment) OR {_IS_OLDER.format(id='transaction')})"
+    " ORDER BY prepared LIMIT 1"
 )

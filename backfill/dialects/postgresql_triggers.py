@@ -192,14 +192,11 @@ class PostgreSQLTriggers(Triggers):
         look at, so that it has its owner's rights, as the walk has them; with such, temporary
         tables must not come before others in its path.
         """
-        tag = "$backfill$"
-        while tag in body:
-            tag = f"{tag[:-1]}_$"
         name = self.quoted(_function_name(place, event), place.schema)
         path = connection.execute(_PATH).scalar_one()
         return (
             f"CREATE OR REPLACE FUNCTION {name}() RETURNS trigger"
-            f" LANGUAGE plpgsql SECURITY DEFINER SET search_path = {path} AS {tag}{body}{tag}"
+            f" LANGUAGE plpgsql SECURITY DEFINER SET search_path = {path} AS {dollar_quoted(body)}"
         )
 
     def _closed(self, place: Place, event: str) -> str:
@@ -421,7 +418,7 @@ def _value_that_follows(script: _Script, name: str) -> str:
     column = script.quote(name)
     needed = f" AND _backfill_now.{column} IS NOT NULL" if script.required([name]) else ""
     return (
-        f"      CASE WHEN {_is_ours(script, name)}{needed}"
+        f"      CASE WHEN {_is_ours(script, name)} AND ({_is_written(script)}){needed}"
         f" THEN _backfill_now.{column} ELSE NEW.{column} END"
     )
 
@@ -432,6 +429,13 @@ def _is_ours(script: _Script, name: str, new: str = "NEW") -> str:
         f"{new}.{column}::text IS NOT DISTINCT FROM OLD.{column}::text"
         f" AND OLD.{column}::text IS NOT DISTINCT FROM _backfill_was.{column}::text"
     )
+
+
+def _is_written(script: _Script) -> str:
+    """Say that the row has a value which is what it gives: where all are NULL, as they are in rows
+    that `where` leaves out, nobody has written them."""
+    columns = map(script.quote, script.following)
+    return " OR ".join(f"OLD.{c}::text = _backfill_was.{c}::text" for c in columns)
 
 
 def _revoke(script: _Script) -> Iterator[str]:
@@ -463,6 +467,14 @@ def _fields(record: str, script: _Script, columns: Sequence[str]) -> str:
     return ", ".join(f"{record}.{script.quote(name)}" for name in columns)
 
 
+def dollar_quoted(body: str) -> str:
+    """Return the body of a function, or of DO, as an SQL string that needs no escapes."""
+    tag = "$backfill$"
+    while tag in body:
+        tag = f"{tag[:-1]}_$"
+    return f"{tag}{body}{tag}"
+
+
 def _plain(path: str) -> str:
     """Return SQL that compares search paths however they were written."""
     return f"translate(lower({path}), ' \"', '')"
@@ -478,7 +490,8 @@ _FOUND = sa.text(
     " AND CASE WHEN CAST(:schema AS text) IS NULL THEN pg_function_is_visible(p.oid)"
     " ELSE nspname = CAST(:schema AS text) END"
 ).bindparams(sa.bindparam("functions", expanding=True))
-_FUNCTION_PATH = "concat_ws(', ', nullif(current_setting('search_path'), ''), 'pg_temp')"
+_GIVEN_PATH = "nullif(nullif(current_setting('search_path'), ''), '\"\"')"
+_FUNCTION_PATH = f"concat_ws(', ', {_GIVEN_PATH}, 'pg_temp')"
 _OURS = f"'search_path=' || {_FUNCTION_PATH}"
 """What a function keeps that was made with this search path. Out of sight only such a one may be
 taken for ours: with a schema for each tenant all have functions of one name."""

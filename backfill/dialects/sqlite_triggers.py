@@ -219,16 +219,26 @@ def _just_written(script: Script) -> str:
     same = " AND ".join(
         f"NEW.{script.quote(name)} IS c{i} COLLATE BINARY" for i, name in enumerate(script.columns)
     )
-    return f"EXISTS (SELECT 1 FROM ({computed}) WHERE {same})"
+    is_written = _has_any(script, "NEW", script.columns)
+    return f"EXISTS (SELECT 1 FROM ({computed}) WHERE {same} AND ({is_written}))"
 
 
 def _follows(script: Script, name: str) -> str:
     """Say that the statement left the value alone, and that it is what the old row gives."""
-    column = script.quote(name)
-    computed = script.over(script.row_of("OLD"), [name], pending=False)
+    column, names = script.quote(name), script.following
+    computed = script.over(script.row_of("OLD"), names, pending=False)
+    is_written = _has_any(script, "OLD", names)
     return (
-        f"NEW.{column} IS OLD.{column} COLLATE BINARY AND EXISTS"
-        f" (SELECT 1 FROM ({computed}) WHERE OLD.{column} IS c0 COLLATE BINARY)"
+        f"NEW.{column} IS OLD.{column} COLLATE BINARY AND EXISTS (SELECT 1 FROM ({computed})"
+        f" WHERE OLD.{column} IS c{names.index(name)} COLLATE BINARY AND ({is_written}))"
+    )
+
+
+def _has_any(script: Script, row: str, columns: Sequence[str]) -> str:
+    """Say that a row has a value which is what is computed: where all are NULL, as they are in
+    rows that `where` leaves out, nobody has written them."""
+    return " OR ".join(
+        f"{row}.{script.quote(name)} = c{i} COLLATE BINARY" for i, name in enumerate(columns)
     )
 
 

@@ -20,7 +20,7 @@ from sqlalchemy.sql import visitors
 from backfill.errors import DeclarationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from backfill.dialects.base import Dialect
     from backfill.targets import Target
@@ -132,7 +132,7 @@ class Script:
     def __init__(self, target: Target) -> None:
         self.target = target
         self._dialect = without_percents(target.dialect.engine.dialect)
-        self.quote = self._dialect.identifier_preparer.quote
+        self.quote: Callable[[str], str] = self._dialect.identifier_preparer.quote
 
     @property
     def columns(self) -> list[str]:

@@ -159,6 +159,7 @@ class Pace:
 
     def _watch_anew(self) -> None:
         self._watching.close()
+        self._load = ""
         self._has_begun = False  # what is not known yet is no reason to begin low
         self._throttle = self._watching.enter_context(self._watch(self.settings))
 

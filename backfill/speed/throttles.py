@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 STALE_SECONDS = 15.0
 """The age after which a reading says nothing any more: block/spirit's."""
+_STALE_ALONE_SECONDS = 5.0
+"""The same for what may hang for long, and never has to wait for other signals."""
 _SMOOTHING = 0.5
 """The weight of the newest reading, which makes an average of about three (block/spirit). Stop
 levels are compared with the newest reading alone."""
@@ -160,7 +162,8 @@ class _Gauge:
         self.reading, self.read_at, self.problem = reading, now, ""
 
     def verdict(self, now: float) -> Verdict:
-        if self.read_at is None or now - self.read_at > STALE_SECONDS:
+        holds_for = _STALE_ALONE_SECONDS if self.signal.stands_alone else STALE_SECONDS
+        if self.read_at is None or now - self.read_at > holds_for:
             return self._stale(now)
         if self.reading is None:
             return Verdict(self.load)

@@ -456,3 +456,18 @@ def assert_one_line_error(done: CompletedProcess[str], *parts: str, code: int = 
     assert said[0].startswith("Error: ")
     for part in parts:
         assert part in said[0]
+
+
+def test_env_py_that_exits_is_no_success(declared: AlembicProject) -> None:
+    env = declared.directory / "migrations/env.py"
+    env.write_text("import sys\nsys.exit(0)\n" + env.read_text())
+    done = declared.backfill("check")
+    assert done.returncode == 1
+    assert "env.py could not be run: SystemExit" in done.stderr
+
+
+def test_a_class_may_have_two_names_in_its_file(declared: AlembicProject) -> None:
+    path = declared.versions / "zz1.py"
+    path.write_text(path.read_text() + "\n\nOldName = FillDoubled\n")
+    assert names_with(declared) == ["fill_doubled", "halve"]
+    assert declared.backfill("run", "fill_doubled").returncode == 0

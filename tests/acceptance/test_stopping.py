@@ -211,6 +211,23 @@ def test_steering_needs_an_unfinished_run(project: AlembicProject, engine: sa.En
     assert "succeeded" in refused.stderr
 
 
+@pytest.mark.requires("row_locks")
+def test_a_table_that_is_locked_from_the_start_is_waited_for(
+    project: AlembicProject, engine: sa.Engine
+) -> None:
+    prepare(project, engine, SET_BASED, 100)
+    how = "s counters WRITE" if engine.dialect.name == "mariadb" else " counters IN EXCLUSIVE MODE"
+    how = how.replace("IN EXCLUSIVE", "IN ACCESS EXCLUSIVE")
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"LOCK TABLE{how}")
+        runner = project.start("run", "--max-seconds=2")
+        assert runner.wait(PATIENCE_SECONDS) == 3
+    said = runner.read_stderr()
+    assert "count_up: waits: " in said
+    assert "stopped before it began: --max-seconds was reached" in said
+    assert project.backfill("run").returncode == 0
+
+
 def assert_done(engine: sa.Engine, changed: int, *, of: int = ROWS) -> None:
     assert values_of_n(engine) == {0: of - changed, 1: changed}
 

@@ -455,3 +455,29 @@ def test_wrong_class_in_a_revision(project: AlembicProject) -> None:
     project.revision("a1", body=IN_REVISION.replace("values", "valuse"))
     message = refused_project(project)
     assert re.search(r"a1\.py.*FillNames: .*did you mean `values`", message, re.DOTALL)
+
+
+def test_text_that_closes_our_parentheses(engine: sa.Engine) -> None:
+    """It would reach beyond its chunk."""
+    people = make_people(engine)
+    for body in (
+        {"where": "team = 1) OR (team = 0"},
+        {"where": "team = 1", "values": {"full_name": "'x'), (email"}},
+    ):
+        check(refused(engine, people, body), "refuses the SQL of `where` or `values`")
+
+
+def test_key_that_is_computed_from_what_is_written(engine: sa.Engine) -> None:
+    """A row that is written would be met again."""
+    team = sa.Column("team", sa.Integer, nullable=False)
+    made = sa.Column("made", sa.Integer, sa.Computed("id * 2 + team", persisted=True))
+    ident = sa.Column("id", sa.Integer, primary_key=True, autoincrement=False)
+    index = sa.Index("by_made", made, unique=True)
+    name = sa.Column("full_name", sa.String(50))
+    rows = [{"id": i, "team": 0} for i in range(5)]
+    people = make(engine, "people", ident, team, made, name, index, rows=rows)
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.exec_driver_sql("ALTER TABLE people ALTER COLUMN made SET NOT NULL")
+    body = {"key": "made", "values": {"team": "team + 1"}}
+    check(refused(engine, people, body), "'made'")

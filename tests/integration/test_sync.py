@@ -226,6 +226,100 @@ def test_a_value_that_is_none_of_ours_is_left_alone(engine: sa.Engine) -> None:
     assert read(engine, people, "full_name") == ["ANN LEE"]  # though a collation may be case-blind
 
 
+class FillAtWork(FillNames):
+    name = "fill_names"
+    where = sa.and_(people.c.full_name.is_(None), people.c.id > 1)
+
+
+def test_a_row_that_is_left_out_is_left_alone(engine: sa.Engine) -> None:
+    """Its sources give NULL, as they would if a run had written it."""
+    people.create(engine)
+    fill(engine, people, [{"id": i, "first": None, "last": None} for i in (1, 2)])
+    install(engine, FillAtWork)
+    with engine.begin() as connection:
+        connection.execute(people.update().values(first="Ann", last="Lee"))
+    assert read(engine, people, "full_name", "initial") == [(None, None), ("Ann Lee", "L")]
+
+
+class FillTitles(Backfill):
+    """One value is NULL for most rows, and the other tells that they are done."""
+
+    name = "fill_names"
+    table = "people"
+    where: ClassVar[Any] = people.c.initial.is_(None)
+    values: ClassVar = {"initial": sa.literal("x"), "full_name": people.c.first}
+    sync = True
+
+
+def test_a_null_beside_a_value_of_ours_follows_its_source(engine: sa.Engine) -> None:
+    people.create(engine)
+    install(engine, FillTitles)
+    fill(engine, people, [{"id": 1}])
+    assert read(engine, people, "full_name", "initial") == [(None, "x")]
+    with engine.begin() as connection:
+        connection.execute(people.update().values(first="Ann"))
+    assert read(engine, people, "full_name", "initial") == [("Ann", "x")]
+
+
+words = sa.Table(
+    "words",
+    sa.MetaData(),
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("password", sa.String(20)),
+    sa.Column("key", sa.String(20)),
+    sa.Column("names", sa.String(50)),
+)
+
+
+class FillWords(Backfill):
+    table = "words"
+    where: ClassVar[Any] = words.c.names.is_(None)
+    values: ClassVar = {"names": words.c.password + "-" + words.c.key}
+    sync = True
+
+
+def test_columns_may_have_names_that_mean_something_in_a_trigger(engine: sa.Engine) -> None:
+    words.create(engine)
+    install(engine, FillWords)
+    fill(engine, words, [{"id": 1, "password": "a", "key": "b"}])
+    with engine.begin() as connection:
+        connection.execute(words.update().values(key="c"))
+    assert read(engine, words, "names") == ["a-c"]
+
+
+@pytest.mark.requires("silent_actions")
+@pytest.mark.parametrize(("table", "column"), [("new", "a"), ("things", "old"), ("a", "a")])
+def test_names_that_hide_something_in_a_trigger_are_refused(
+    engine: sa.Engine, table: str, column: str
+) -> None:
+    columns = (sa.Column(name, sa.String(20)) for name in (column, "b"))
+    make(engine, table, sa.Column("id", sa.Integer, primary_key=True), *columns)
+    where, values = f"{table}.b IS NULL", {"b": f"{table}.{column}"}
+    body = {"table": table, "where": where, "values": values, "sync": True}
+    with pytest.raises(DeclarationError, match="stands for several things"):
+        install(engine, type("Hidden", (Backfill,), body))
+
+
+class FillPublicNames(Backfill):
+    name = "fill_names"
+    table = "people"
+    schema = "public"
+    where = "full_name IS NULL"
+    values: ClassVar = {"full_name": "first || ' ' || last"}
+    sync = True
+
+
+@pytest.mark.requires("schemas")
+def test_a_search_path_may_be_empty(engine: sa.Engine) -> None:
+    """As ALTER ROLE … SET search_path = '' leaves it."""
+    options = {"options": '-c search_path=""'}
+    bare = sa.create_engine(engine.url, poolclass=sa.NullPool, connect_args=options)
+    people.create(engine)
+    install(bare, FillPublicNames)
+    fill(engine, people, [{"id": 1, "first": "Ann", "last": "Lee"}])
+    assert read(engine, people, "full_name") == ["Ann Lee"]
+
+
 def test_a_value_that_does_not_fit_fails_no_statement_of_the_application(
     engine: sa.Engine,
 ) -> None:

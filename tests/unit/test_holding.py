@@ -86,6 +86,17 @@ def test_trouble_is_what_is_shown_until_a_chunk_is_committed() -> None:
     assert stored.reasons() == shown
 
 
+def test_trouble_is_told_soon_and_once() -> None:
+    stored = Stored()
+    stored.hold.trouble = "waits: locked by the application (55P03)"
+    stored.hold.pulse()
+    assert stored.renewals == []
+    for _ in range(5):
+        stored.now += 1.5
+        stored.hold.pulse()
+    assert stored.reasons() == ["waits: locked by the application (55P03)"]
+
+
 def test_a_lease_that_was_taken_away_ends_the_wait() -> None:
     stored = Stored(is_lost=True)
     with pytest.raises(LeaseLost):

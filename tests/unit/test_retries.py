@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import tenacity
 
-from backfill.dialects import ErrorKind
+from backfill.dialects import PASSING, ErrorKind
 from backfill.errors import CommitUnknown, DeclarationError, LeaseLost, RowsKeptChanging
 from backfill.retries import POLICIES, Policy, policy_for, retrying, status_after
 from backfill.runs import Status
@@ -91,6 +91,10 @@ def failing(*errors: BaseException) -> Callable[[], str]:
 
 def caller(clock: Clock, recovery: Recovery, seconds: float = 900.0) -> tenacity.Retrying:
     return retrying(kind_of=kind_of, recover=recovery, sleep=clock.sleep, seconds=seconds)
+
+
+def test_what_passes_is_tried_again() -> None:
+    assert set(POLICIES) == PASSING
 
 
 def test_who_only_waited_for_leave_has_all_patience_left(clock: Clock) -> None:

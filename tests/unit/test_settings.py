@@ -112,6 +112,7 @@ def test_unknown_name_is_told_with_its_origin(name: str) -> None:
         ("workers", [1]),
         ("chunk_size", 0),
         ("chunk_size", False),
+        ("chunk_size", "2147483648"),
         ("max_failures", -1),
         ("target_seconds", 0),
         ("target_seconds", "soon"),

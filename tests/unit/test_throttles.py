@@ -210,6 +210,24 @@ def test_an_old_reading_counts_until_it_is_stale(signal: Load | Lag, stops: bool
     assert throttle.verdict().may_grow
 
 
+class Alone(Budget):
+    name = "a web address"
+    stands_alone = True
+
+    def read(self, reader: Reader) -> Reading | None:
+        raise Unavailable
+
+
+def test_what_may_hang_is_stale_sooner() -> None:
+    clock, signal = Clock(), Alone()
+    throttle = Throttle([signal], clock=clock)
+    throttle.feed(signal, lag(1))
+    clock.now += 5
+    assert not throttle.verdict().stops
+    clock.now += 1
+    assert throttle.verdict().stops
+
+
 def test_what_is_stale_does_not_hide_what_stops() -> None:
     steering, budget = Load(), Lag()
     throttle = Throttle([steering, budget], clock=Clock())
