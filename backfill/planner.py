@@ -295,9 +295,14 @@ class _Planner:
 @contextmanager
 def _collecting(connection: sa.Connection, texts: list[str]) -> Iterator[None]:
     """Collect the SQL that the connection sends, each text once, without values."""
+    has_escapes = connection.dialect.paramstyle in ("format", "pyformat")
 
     def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        text = " ".join(statement.split())
+        plain = statement.replace("%%", "%") if has_escapes else statement
+        ends_lines = "--" in plain or "#" in plain  # a comment ends with its line
+        text = ("\n" if ends_lines else " ").join(
+            " ".join(line.split()) for line in plain.splitlines()
+        )
         if text not in texts:
             texts.append(text)
 

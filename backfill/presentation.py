@@ -79,7 +79,8 @@ def plan(found: Plan) -> Iterator[str]:
     if found.pending_share is not None:
         yield f"  pending    {found.pending_share:.1%} of the rows sampled"
     for statement in found.statements:
-        yield f"  SQL        {statement}"
+        for line in statement.split("\n"):
+            yield f"  SQL        {line}"
     for line in found.walk_plan:
         yield f"  walk plan  {line}"
     if found.chunk_rows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from sqlalchemy.sql import visitors
 from backfill.declaration import Level
 from backfill.dialects import PASSING, ErrorKind
 from backfill.dialects.base import OWN_SCHEMA
-from backfill.dialects.triggers import mentions
+from backfill.dialects.triggers import mentions, without_percents
 from backfill.errors import DeclarationError, KeyChanged
 from backfill.keys import Key
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from backfill.declaration import Backfill
     from backfill.dialects import Dialect
     from backfill.runs import Run
+
+
+_IS_OVER = " If a later revision has dropped it, the backfill is over: delete the class."
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +114,7 @@ def _reflect(declaration: type[Backfill], dialect: Dialect, connection: sa.Conne
         raise DeclarationError(
             f"{declaration.name}: there is no table {declaration.table!r}"
             f"{_close(name, inspector.get_table_names(schema) if _has(inspector, schema) else [])}"
-            " If a revision creates it, name that revision or a later one in the class."
+            f" If a revision creates it, name that revision or a later one in the class.{_IS_OVER}"
         )
     table = sa.Table(
         name, sa.MetaData(), schema=schema, autoload_with=connection, resolve_fks=False
@@ -166,6 +170,11 @@ def _key(
     where = f"{declaration.name}: the key of {table.fullname!r}"
     for column in columns:
         if column.nullable and not dialect.is_never_null(connection, table, column):
+            if _is_view(connection, table):
+                raise DeclarationError(
+                    f"{declaration.name}: {table.fullname!r} is a view, and nothing says which of"
+                    " its rows is which. Name the table behind it."
+                )
             raise DeclarationError(
                 f"{where} has the nullable column {column.name!r}, and a row without a key would"
                 " never be visited. Make it NOT NULL, or name other columns in `key`."
@@ -187,6 +196,14 @@ def _key(
                 " values do not keep an exact order here. Name other unique columns in `key`."
             )
     return Key(columns, tuple(kind for kind in types if kind is not None), dialect)
+
+
+def _is_view(connection: sa.Connection, table: sa.Table) -> bool:
+    inspector = sa.inspect(connection)
+    names = inspector.get_view_names(table.schema)
+    with suppress(NotImplementedError):
+        names += inspector.get_materialized_view_names(table.schema)
+    return table.name in names
 
 
 def _type(column: sa.Column[Any], dialect: Dialect) -> str:
@@ -322,7 +339,7 @@ def _column(declaration: type[Backfill], table: sa.Table, name: str, use: str) -
         raise DeclarationError(
             f"{declaration.name}: table {table.fullname!r} has no column {name!r} for"
             f" {use}{_close(name, list(table.c.keys()))}"
-            " If a revision adds it, name that revision or a later one in the class."
+            f" If a revision adds it, name that revision or a later one in the class.{_IS_OVER}"
         )
     return table.c[name]
 
@@ -389,11 +406,13 @@ def _check_sql(target: Target, connection: sa.Connection) -> None:
     try:
         connection.execute(statement).all()
     except sa.exc.DBAPIError as error:
-        if target.dialect.error_kind(error) in PASSING:
+        kind = target.dialect.error_kind(error)
+        if kind in PASSING:
             raise
         raise DeclarationError(
             f"{target.declaration.name}: the database refuses the SQL of `where` or `values`:"
             f" {str(error.orig).strip()} (statement: {_shown(statement, target.dialect)})"
+            f"{f'.{_IS_OVER}' if kind is ErrorKind.SCHEMA else ''}"
         ) from error
     except UnicodeError as error:
         raise DeclarationError(
@@ -418,4 +437,5 @@ def _unclosed(target: Target) -> Iterator[sa.ColumnElement[Any]]:
 
 
 def _shown(statement: sa.Select[Any], dialect: Dialect) -> str:
-    return " ".join(str(statement.compile(dialect=dialect.engine.dialect)).split())
+    plain = without_percents(dialect.engine.dialect)
+    return " ".join(str(statement.compile(dialect=plain)).split())

@@ -176,8 +176,14 @@ class Upgrade:
             due = _by_name(self._contexts, refused.name)
             again = str(refused)
             _refuse_cancelled(due, refused)
-        for _, one in due:
+        for context, one in due:
             if one.name in self._asked[again]:
+                unmet = context.unmet(one)
+                if unmet is not None:
+                    raise UpgradeFailed(
+                        f"{one.name} waits for {unmet}. Take that branch first, by `backfill"
+                        " upgrade` and its revision, and then this one again"
+                    )
                 raise UpgradeFailed(
                     f"{one.name} was run, and the upgrade comes no further: {again}"
                 )

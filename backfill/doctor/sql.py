@@ -168,7 +168,8 @@ def _assignments(text: str) -> dict[str, str]:
     for part in _parts(text, ","):
         match = re.match(rf"\s*(?P<column>{_DOTTED})\s*=(?P<value>.*)", part, re.DOTALL)
         column = match and _plain(match["column"])
-        if match is None or column is None:
+        is_default = match is not None and match["value"].strip().upper() == "DEFAULT"
+        if match is None or column is None or is_default:  # which is no expression
             return {}
         found[column.rpartition(".")[2]] = " ".join(match["value"].split())
     return found
