@@ -19,7 +19,7 @@ from backfill.store import Store
 from backfill.targets import bind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from backfill import Backfill
     from backfill.dialects import Dialect
@@ -37,9 +37,11 @@ class Recorder:
     """A reporter that shows nothing and remembers everything."""
 
     events: list[Event] = field(default_factory=list)
+    on: Callable[[Event], object] = lambda event: None
 
     def __call__(self, event: Event) -> None:
         self.events.append(event)
+        self.on(event)
 
     def close(self) -> None:
         """Nothing is open."""
@@ -115,15 +117,23 @@ def run(
     declaration: type[Backfill],
     *,
     budget: Budget | None = None,
+    until: str | None = None,
     accept_change: bool = False,
     dialect: Dialect | None = None,
     **options: Any,
 ) -> Ran:
-    """Run a backfill as `backfill run` does, with these settings as its options."""
+    """Run a backfill as `backfill run` does, with these settings as its options; until an event
+    of some kind asks it to stop."""
+    budget = budget or Budget()
+
+    def look(event: Event) -> None:
+        if event.what == until:
+            budget.ask_to_stop("by the test")
+
     target = bound(engine, declaration, dialect)
     how = settings.resolve((declaration.name, declaration.tuning()), ("the test", options))
-    recorder = Recorder()
-    runner = Runner(target, Store(target.dialect), how, budget or Budget(), recorder)
+    recorder = Recorder(on=look)
+    runner = Runner(target, Store(target.dialect), how, budget, recorder)
     return Ran(runner.run(accept_change=accept_change), recorder.events)
 
 

@@ -174,7 +174,7 @@ def test_a_database_that_is_free_is_none_of_our_business(engine: sa.Engine, answ
 def test_what_a_query_returns_of_a_row_is_not_told(engine: sa.Engine, answer: str) -> None:
     things(engine, 10, width=50)
     query = f"SELECT {answer}" if "FROM" in answer else f"SELECT {answer} FROM things"
-    ran = run(engine, SetBased, throttle_query=query, budget=Budget(seconds=0.5))
+    ran = run(engine, SetBased, throttle_query=query, until="throttled")
     (reason,) = ran.texts("throttled")
     assert ran.outcome is Outcome.STOPPED
     assert "`throttle_query` must return one number between 0 (free) and 1 (stop)" in reason
