@@ -140,7 +140,7 @@ class Committer:
                 chunk = self._cut(connection, size)
                 done = self._write_and_checkpoint(connection, chunk)
             return self._after_commit(*done)
-        except Exception as error:
+        except Exception as error:  # raised again, unless it is about rows
             if chunk is None:
                 return self._isolate_unread(size, error)
             return self._isolate(chunk, self.isolation.judged(chunk, error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sysconfig
 import traceback
 from pathlib import Path
@@ -17,10 +18,11 @@ if TYPE_CHECKING:
 
 _PATHS = sysconfig.get_paths()
 _NOT_THE_USERS = (
-    str(Path(__file__).parent),
-    *(_PATHS[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")),
-    "<",
+    f"{Path(__file__).parent}{os.sep}",
+    *(f"{_PATHS[name]}{os.sep}" for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+    "<",  # what was compiled from a text
 )
+"""Where a frame's file is when it is ours, Python's or a library's."""
 
 
 def describe(error: BaseException, dialect: Dialect) -> str:

@@ -234,9 +234,6 @@ def _progress(
     changed, quarantined = store.totals(run) if run is not None else (0, 0)
     scanned = sum(found.rows_scanned for found in ranges)
     rate = sum(found.rows_per_second for found in ranges if _is_worked_on(found))
-    waits = next((r.throttled for r in ranges if r.throttled), None)
-    if run is not None and run.status is Status.RUNNING and all(r.finished for r in ranges):
-        waits = _awaited(run, store)
     estimated = run.rows_estimated if run is not None else None
     left = None
     if rate > 0 and estimated is not None:
@@ -251,7 +248,7 @@ def _progress(
         "rows_per_second": round(rate, 1),
         "seconds_left": left,
         "failures": quarantined,
-        "throttled": waits,
+        "throttled": _reason(run, ranges, store),
         "set": dict(run.changed) if run is not None else {},
         "sync": in_sync,
         "error": run.error if run is not None else None,
@@ -260,8 +257,12 @@ def _progress(
     }
 
 
-def _awaited(run: Run, store: Store) -> str | None:
-    """Say whose end is waited for, after all ranges are walked."""
+def _reason(run: Run | None, ranges: Sequence[KeyRange], store: Store) -> str | None:
+    """Say why a run waits, or is slower than it was told to be: on the way, or after all ranges are
+    walked, when its last look waits for older transactions."""
+    is_walked = all(found.finished for found in ranges)
+    if run is None or run.status is not Status.RUNNING or not is_walked:
+        return next((found.throttled for found in ranges if found.throttled), None)
     if run.horizon is None or run.pass_number > 1:
         return None
     with store.transaction(write=False) as connection:

@@ -75,14 +75,18 @@ class Runs:
                 raise
             return _not_begun(one, describe(error, dialect))
         except DeclarationError:
-            if self._again or not overview.is_history(one, context.dialect):
+            if self._again or not overview.is_history(one, dialect):
                 raise
             say(f"{one.name}: is complete; later revisions have changed what it was about")
             return Outcome.COMPLETE
-        runner = Runner(target, context.store, how, self.budget, self.report, context.origin)
+        return self._go_on(
+            Runner(target, context.store, how, self.budget, self.report, context.origin)
+        )
+
+    def _go_on(self, runner: Runner) -> Outcome:
         result = runner.run(accept_change=self._accept_change, again=self._again)
         if not result.was_reported:
-            say(f"{one.name}: {result.text}")
+            say(f"{runner.name}: {result.text}")
         return result.outcome
 
 

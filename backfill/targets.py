@@ -170,16 +170,13 @@ def _key(
     where = f"{declaration.name}: the key of {table.fullname!r}"
     for column in columns:
         if column.nullable and not dialect.is_never_null(connection, table, column):
-            if _is_view(connection, table):
-                raise DeclarationError(
-                    f"{declaration.name}: {table.fullname!r} is a view, and nothing says which of"
-                    " its rows is which. Name the table behind it."
-                )
+            _refuse_view(declaration, connection, table)
             raise DeclarationError(
                 f"{where} has the nullable column {column.name!r}, and a row without a key would"
                 " never be visited. Make it NOT NULL, or name other columns in `key`."
             )
     if not _is_unique(connection, table, set(names)):
+        _refuse_view(declaration, connection, table)
         raise DeclarationError(
             f"{where}, {', '.join(names)}, is not unique by a constraint or index of just these"
             " columns. Name the columns of a primary key or of a unique constraint in `key`, or"
@@ -191,23 +188,25 @@ def _key(
     types = [dialect.key_type(column) for column in columns]
     for column, kind in zip(columns, types, strict=True):
         if kind is None:
+            shown = column.type.compile(dialect.engine.dialect)
             raise DeclarationError(
-                f"{where} has the column {column.name!r} of type {_type(column, dialect)}, whose"
-                " values do not keep an exact order here. Name other unique columns in `key`."
+                f"{where} has the column {column.name!r} of type {shown}, whose values do not keep"
+                " an exact order here. Name other unique columns in `key`."
             )
     return Key(columns, tuple(kind for kind in types if kind is not None), dialect)
 
 
-def _is_view(connection: sa.Connection, table: sa.Table) -> bool:
+def _refuse_view(declaration: type[Backfill], connection: sa.Connection, table: sa.Table) -> None:
+    """A view has no constraints, whatever is done about its key."""
     inspector = sa.inspect(connection)
     names = inspector.get_view_names(table.schema)
-    with suppress(NotImplementedError):
+    with suppress(NotImplementedError):  # SQLAlchemy knows databases that have none
         names += inspector.get_materialized_view_names(table.schema)
-    return table.name in names
-
-
-def _type(column: sa.Column[Any], dialect: Dialect) -> str:
-    return column.type.compile(dialect.engine.dialect)
+    if table.name in names:
+        raise DeclarationError(
+            f"{declaration.name}: {table.fullname!r} is a view, and nothing says that its rows have"
+            " a key. Name the table behind it."
+        )
 
 
 def _key_names(declaration: type[Backfill], table: sa.Table) -> list[str]:

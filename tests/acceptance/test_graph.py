@@ -265,3 +265,17 @@ def test_class_that_is_gone(sqlite: AlembicProject) -> None:
     ]
     assert sqlite.backfill("status", "fill_aa").returncode == 2
     assert sqlite.backfill("run").returncode == 0
+
+
+def test_what_waits_for_another_branch_says_so(sqlite: AlembicProject) -> None:
+    """Its gate is met before the other branch's backfill can run."""
+    link(sqlite, "z1", body=TABLE)
+    link(sqlite, "b2", "z1", body=declaration("b"))
+    link(sqlite, "c2", "z1", body=declaration("c", more='depends_on = ["fill_b"]'))
+    gate = "\ndef upgrade():\n    op.require_backfill('fill_c')\n"
+    link(sqlite, "c3", "c2", body=gate)
+    refused = sqlite.backfill("upgrade", "c3")
+    assert refused.returncode == 1
+    assert "fill_c waits for `depends_on` 'fill_b', which is not complete" in refused.stderr
+    assert sqlite.backfill("upgrade", "b2").returncode == 0
+    assert sqlite.backfill("upgrade", "c3").returncode == 0

@@ -368,6 +368,26 @@ def test_urls_that_are_written_wrongly(cage: Cage, database: Database) -> None:
     cage.check()
 
 
+@pytest.mark.requires("server")
+def test_url_of_the_environment_that_is_not_quoted(
+    cage: Cage, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver takes a part of its password for the host, and says so."""
+    url, env = sa.make_url(database.url), cage.project.directory / "migrations/env.py"
+    given = f"{url.drivername}://app:p@{IN_ROWS}/x@127.0.0.1:{url.port}/{url.database}"
+    monkeypatch.setenv("DATABASE_URL", given)
+    text = env.read_text().replace("import engine_from_config", "import create_engine")
+    start = text.index("engine_from_config(")
+    end = text.index(")\n\n    with connectable", start) + 1
+    own = 'create_engine(__import__("os").environ["DATABASE_URL"])'
+    env.write_text(text[:start] + own + text[end:])
+    for command in ("list", "doctor"):
+        assert cage.ask(command).returncode == 1
+    assert "***" in cage.heard
+    cage.engine = None
+    cage.check()
+
+
 @pytest.mark.by_turns
 def test_settings_that_are_wrong(cage: Cage) -> None:
     """Of URLs and SQL that are refused, what may be a password is not repeated."""

@@ -32,6 +32,10 @@ ROWS = 20_000
 CHUNK = 4
 SLOWLY = f"--chunk-size={CHUNK}"
 
+LOCK = {
+    "mariadb": "LOCK TABLES counters WRITE",
+    "postgresql": "LOCK TABLE counters IN ACCESS EXCLUSIVE MODE",
+}
 HANGS = (
     CREATE_COUNTERS
     + """
@@ -216,10 +220,8 @@ def test_a_table_that_is_locked_from_the_start_is_waited_for(
     project: AlembicProject, engine: sa.Engine
 ) -> None:
     prepare(project, engine, SET_BASED, 100)
-    how = "s counters WRITE" if engine.dialect.name == "mariadb" else " counters IN EXCLUSIVE MODE"
-    how = how.replace("IN EXCLUSIVE", "IN ACCESS EXCLUSIVE")
     with engine.connect() as connection:
-        connection.exec_driver_sql(f"LOCK TABLE{how}")
+        connection.exec_driver_sql(LOCK[engine.dialect.name])
         runner = project.start("run", "--max-seconds=2")
         assert runner.wait(PATIENCE_SECONDS) == 3
     said = runner.read_stderr()

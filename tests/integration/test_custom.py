@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from backfill import Backfill, inline
 from backfill.settings import Settings
-from tests.integration.support import bound, complete, make, read, status
+from tests.integration.support import bound, complete, fill, make, read, run, status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -187,3 +187,19 @@ def test_rows_of_a_composite_key(engine: sa.Engine) -> None:
     complete(engine, ArchiveByCompositeKey, chunk_size=50)
     assert sorted(read(engine, lines, "b")) == [i for i in range(1000) if i % 3 == 0]
     assert status(engine, ArchiveByCompositeKey)["rows_changed"] == 666
+
+
+class Misspells(ArchiveOldOrders):
+    name = "misspells"
+
+    def apply(self, connection: sa.Connection, chunk: ChunkStatements) -> None:
+        connection.execute(chunk.update().values(yaer=1))
+
+
+def test_an_error_is_told_with_the_line_of_the_class(engine: sa.Engine) -> None:
+    """SQLAlchemy raises it, somewhere deep in its own code."""
+    metadata.create_all(engine)
+    fill(engine, orders, [{"id": 1, "year": 2000}])
+    ran = run(engine, Misspells)
+    line = Misspells.apply.__code__.co_firstlineno + 1
+    assert f"CompileError at test_custom.py:{line} in apply" in ran.result.text

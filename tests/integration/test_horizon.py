@@ -48,7 +48,8 @@ def test_a_session_may_have_another_time_zone_than_its_server(
         horizon = str(dialect.horizon(looker))
         assert dialect.older_than_horizon(looker, horizon) is not None
         writer.rollback()
+        while dialect.horizon(looker) == horizon:  # InnoDB tells whole seconds
+            time.sleep(0.05)
         looker.rollback()
-        time.sleep(1.1)  # as finely as InnoDB tells when a transaction began
         writer.execute(things.insert(), [{"id": 2}])
         assert dialect.older_than_horizon(looker, horizon) is None

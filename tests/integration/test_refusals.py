@@ -94,7 +94,7 @@ def test_view(engine: sa.Engine) -> None:
         connection.exec_driver_sql("CREATE VIEW names AS SELECT id, full_name FROM people")
     check(refused(engine, people, {"table": "names"}), "names", "key")
     message = refused(engine, people, {"table": "names", "key": "id"})
-    check(message, "names")
+    check(message, "'names' is a view", "Name the table behind it")
 
 
 def test_table_without_a_key(engine: sa.Engine) -> None:

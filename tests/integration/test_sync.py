@@ -674,8 +674,10 @@ def test_who_uses_another_table_is_waited_for_only_without_triggers(
         thread = Thread(target=runner.run)
         thread.start()
         wait_until(lambda: any(event.what == "waiting" for event in recorder.events))
+        reason = status(see_all, FillNamesWithout)["throttled"]
         budget.ask_to_stop("by the test")
         thread.join(PATIENCE_SECONDS)
+    assert re.match(r"waits for the older transaction of .+ to end", reason)
     (said,) = [event.text for event in recorder.events if event.what == "waiting"]
     assert re.search(r"older transaction of (connection|process) \d+ \(.+\) to end", said)
 
