@@ -86,11 +86,12 @@ class Committer:
         self.walk = Walk(target, quarantined, companion=companion)
         self.blind_walk = Walk(target, quarantined, keys_only=True)
         """Goes where the values of a row cannot be read."""
-        self.writer = writer_for(target, self.walk)
+        self.scans = self.walk.scans
+        self.writer = writer_for(target, self.scans)
         self.sizing = ChunkSize(target, pace)
         self.isolation = Isolation(
             target,
-            self.walk,
+            self.scans,
             session,
             hold,
             commit=self._commit_part,
@@ -178,7 +179,7 @@ class Committer:
         try:
             with self.session.transaction() as connection:
                 if self.target.is_custom:  # only its page tells how many rows apply() changes
-                    chunk = self.walk.whole_page(connection, chunk)
+                    chunk = self.scans.whole(connection, chunk)
                 done = self._write_and_checkpoint(connection, chunk)
         finally:
             self._show_stack()  # not before: whoever reads it may keep us waiting, with all locks
@@ -192,7 +193,7 @@ class Committer:
         written = self.writer.write(connection, chunk)
         if written.failures:
             self._check_failures(written.failures)
-        chunk = self.walk.counted(connection, chunk, written.changed)
+        chunk = self.scans.counted(connection, chunk, written.changed)
         return chunk, written, self._checkpoint(connection, chunk, written), started
 
     def _checkpoint(self, connection: sa.Connection, chunk: Chunk, written: Written) -> Lease:
@@ -257,7 +258,7 @@ class Committer:
             return self.commit(chunk)
         if chunk.page is not None and chunk.page.reader.is_blind:
             with self.session.transaction(write=False) as connection:
-                chunk = self.walk.whole_page(connection, chunk)
+                chunk = self.scans.whole(connection, chunk)
         return self._compute_and_commit(chunk)
 
     def _try_out(self, chunk: Chunk) -> bool:
@@ -269,7 +270,7 @@ class Committer:
         try:
             with self.session.transaction() as connection:
                 if self.target.is_custom:
-                    chunk = self.walk.whole_page(connection, chunk)
+                    chunk = self.scans.whole(connection, chunk)
                 self.writer.write(connection, chunk)
                 raise _Undone
         except _Undone:
@@ -291,9 +292,9 @@ class Committer:
 
     def _has_other_rows(self, connection: sa.Connection, chunk: Chunk, failure: Failure) -> bool:
         """Whether a row was inserted beside a bad one that no sweep would find."""
-        if self.walk.pending is not None:
+        if self.scans.pending is not None:
             return False
-        found = self.blind_walk.whole_page(connection, chunk).page
+        found = self.blind_walk.scans.whole(connection, chunk).page
         # NaN is a key that no other one equals
         return found is not None and any(repr(key) != repr(failure.key) for key in found.keys)
 

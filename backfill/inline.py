@@ -20,9 +20,10 @@ from backfill.keys import START
 from backfill.proof import incomplete_reason
 from backfill.runs import NewRun, Status
 from backfill.savepoints import is_in_transactions, savepoint
+from backfill.scans import last_key
 from backfill.targets import check_key
 from backfill.trail import Stretch
-from backfill.walk import Walk, last_key
+from backfill.walk import Walk
 from backfill.writers import writer_for
 from backfill.writers.rows import RowsChanged
 
@@ -156,7 +157,7 @@ def _count(
 def _walk(connection: sa.Connection, target: Target, stretch: Stretch, how: Settings) -> int:
     """Write chunk after chunk; the rows changed."""
     walk = Walk(target)
-    writer = writer_for(target, walk)
+    writer = writer_for(target, walk.scans)
     writer.be_careful()
     writer.wait_for_locks()
     size = how.chunk_size or target.dialect.first_rows
@@ -174,7 +175,7 @@ def _walk(connection: sa.Connection, target: Target, stretch: Stretch, how: Sett
         if written.failures:
             failure = written.failures[0]
             raise RunFailed(f"row {list(failure.key)} cannot be written: {failure.error}")
-        walk.learn(walk.counted(connection, chunk, written.changed), written.changed)
+        walk.learn(walk.scans.counted(connection, chunk, written.changed), written.changed)
         after, changed = chunk.upto, changed + written.changed
     return changed
 

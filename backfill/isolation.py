@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from backfill.chunks import Chunk
     from backfill.holding import Holding
     from backfill.keys import KeyValues
+    from backfill.scans import Scans
     from backfill.sessions import Session
     from backfill.targets import Target
-    from backfill.walk import Walk
 
 SUSPECT = (ErrorKind.UNKNOWN, ErrorKind.SCHEMA, ErrorKind.RIGHTS)
 """What usually stops every row, though one row's cast, function or trigger may raise it as well."""
@@ -47,7 +47,7 @@ class Isolation:
     def __init__(
         self,
         target: Target,
-        walk: Walk,
+        scans: Scans,
         session: Session,
         hold: Holding,
         *,
@@ -58,7 +58,7 @@ class Isolation:
     ) -> None:
         self._dialect = target.dialect
         self._computes = target.computes
-        self._walk = walk
+        self._scans = scans
         self._session = session
         self._hold = hold
         self._commit = commit
@@ -174,7 +174,7 @@ class Isolation:
         if chunk.page is not None:
             return chunk
         with self._session.transaction(write=False) as connection:
-            return self._walk.whole_page(connection, chunk)
+            return self._scans.whole(connection, chunk)
 
     def judged(self, chunk: Chunk, error: Exception) -> Exception:
         """Return an error as it is; RowsTooSlow, where these rows have met a time limit so often

@@ -15,7 +15,8 @@ from backfill.errors import BackfillError
 from backfill.failures import describe
 from backfill.keys import START, KeyValues, alike
 from backfill.runs import Status
-from backfill.walk import Walk, last_key, pending_condition
+from backfill.scans import Scans, last_key, pending_condition
+from backfill.walk import Walk
 from backfill.writers import Written, writer_for
 
 if TYPE_CHECKING:
@@ -164,11 +165,11 @@ class _Planner:
         upper = last_key(connection, self.target.key)
         if pending is None or upper == START:
             return None
-        walk = Walk(self.target)
+        scans = Scans(self.target)
         found = scanned = 0
         for point in points:
-            end, passed, _ = walk.bounded(connection, point, upper, _SAMPLE_ROWS)
-            found += len(walk.page(connection, point, end, _SAMPLE_ROWS))
+            end, passed, _ = scans.bounded(connection, point, upper, _SAMPLE_ROWS)
+            found += len(scans.page(connection, point, end, _SAMPLE_ROWS))
             scanned += passed
         return found / scanned if scanned else None
 
@@ -247,7 +248,7 @@ class _Planner:
         """Do the first chunk as a run would, and roll it back: its rows and seconds."""
         target = self.target
         walk = Walk(target)
-        writer = writer_for(target, walk)
+        writer = writer_for(target, walk.scans)
         try:
             with self.dialect.transaction(connection, self.limits, write=False):
                 upper = last_key(connection, target.key)

@@ -13,9 +13,9 @@ from backfill.dialects import ErrorKind
 from backfill.dialects.readers import Reader, Readers
 from backfill.keys import START, KeyValues
 from backfill.runs import Status
+from backfill.scans import Scans, last_key, pending_condition
 from backfill.targets import condition_of
 from backfill.trail import Stretch
-from backfill.walk import Walk, last_key, pending_condition
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -172,7 +172,7 @@ class _Count:
         self._connection = connection
         self._target = target
         self._reading = reading
-        self._walk = Walk(target)
+        self._scans = Scans(target)
         self._stride = LONGEST_STRIDE
         rows = sa.select(sa.func.count()).select_from(target.table)
         self._counting = Ranged(target.key, lambda within: rows.where(within, pending))
@@ -204,7 +204,7 @@ class _Count:
         try:
             with self._reading():
                 if stride is not None:
-                    upto = self._walk.end(self._connection, after, upto, stride)
+                    upto = self._scans.end(self._connection, after, upto, stride)
                 statement, parameters = self._counting.between(after, upto)
                 return int(self._connection.execute(statement, parameters).scalar_one()), upto
         except sa.exc.DBAPIError as error:

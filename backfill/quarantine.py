@@ -13,8 +13,8 @@ from backfill.failures import describe
 from backfill.isolation import SUSPECT
 from backfill.keys import START
 from backfill.runs import Status
+from backfill.scans import Scans
 from backfill.targets import check_key
-from backfill.walk import Walk
 from backfill.writers import writer_for
 from backfill.writers.base import Written
 from backfill.writers.rows import is_about_a_row
@@ -73,8 +73,8 @@ class _Retry:
             sleep=time.sleep,
             seconds=_PATIENCE_SECONDS,
         )
-        self.walk = Walk(target)
-        self.writer = writer_for(target, self.walk)
+        self.scans = Scans(target)
+        self.writer = writer_for(target, self.scans)
         self.writer.be_careful()
 
     def row(self, failure: Failure) -> bool:
@@ -105,7 +105,7 @@ class _Retry:
         dialect = self.target.dialect
         with dialect.open(self.limits) as connection:
             with dialect.transaction(connection, self.limits, write=False):
-                page = self.walk.one(connection, failure.key)
+                page = self.scans.one(connection, failure.key)
             self.writer.forget()
             chunk = Chunk(START, failure.key, scanned=0, is_last=False, page=page)
             self.writer.compute(chunk, lambda: None)

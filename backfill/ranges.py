@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from backfill import owners
 from backfill.errors import StateError
 from backfill.keys import START, KeyValues
-from backfill.walk import last_key
+from backfill.scans import last_key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,22 +9,23 @@ hardly a gap they are arithmetic: between two numbers are no more rows than numb
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import sqlalchemy as sa
-
-from backfill.chunks import MOST_SCATTERED, Chunk, Ranged, is_sparse
-from backfill.keys import START, KeyValues
-from backfill.pages import Page, PageReader
+from backfill.chunks import MOST_SCATTERED, Chunk, is_sparse
+from backfill.pages import PageReader
+from backfill.scans import Scans
 from backfill.strides import Strides
 from backfill.survey import Seen, Survey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    import sqlalchemy as sa
+
     from backfill.companion import Companion
-    from backfill.keys import Key
+    from backfill.keys import KeyValues
+    from backfill.pages import Page
     from backfill.targets import Target
 
 _DENSE = 0.95
@@ -63,28 +64,19 @@ class Walk:
         companion: Companion | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._key = target.key
-        self._table = target.table
-        self._dialect = target.dialect
+        self.scans = Scans(target, quarantined, keys_only=keys_only)
         self._clock = clock
         self._strides = Strides()
         self._counts_up = target.key.is_integer and not target.is_custom
         self._density = 0.0
         """Rows for each number, as the last look found them."""
-        self.pending = pending_condition(target, quarantined)
-        self._survey = Survey(target, self.pending, companion)
+        self._survey = Survey(target, self.scans.pending, companion)
         self._reads = target.computes
         self._always_looks = target.computes or target.is_custom
         self._collects = target.key.is_single and not target.is_custom
         """Rows of several strides can be written together, by their keys; a range would be
         scanned once more, under locks."""
-        self._reader = PageReader(target, keys_only=keys_only)
         self._keys_reader = PageReader(target, keys_only=True)
-        self._bound = Ranged(target.key, self._build_bound)
-        self._count = Ranged(target.key, self._build_count)
-        self._page = Ranged(target.key, self._build_page)
-        self._whole = Ranged(target.key, self._select)
-        self._locked = Ranged(target.key, lambda c: target.dialect.lock(self._select(c)))
 
     def next(
         self,
@@ -99,7 +91,7 @@ class Walk:
         It writes `size` rows at most. Where little is pending it goes on for about
         `seconds`, so that an empty stretch costs one checkpoint and not many.
         """
-        if self.pending is None:
+        if self.scans.pending is None:
             return self._next_of_all(connection, after, upper, size)
         if not self._always_looks and not self._strides.are_longer_than(size):
             return self._next_rows(connection, after, upper, size)
@@ -108,14 +100,14 @@ class Walk:
     @property
     def looks_far(self) -> bool:
         """Whether little is pending, so that the next chunk is cut by a look at many rows."""
-        return self.pending is not None and self._strides.are_longer_than(0)
+        return self.scans.pending is not None and self._strides.are_longer_than(0)
 
     def _next_of_all(
         self, connection: sa.Connection, after: KeyValues, upper: KeyValues, size: int
     ) -> Chunk:
         if not self._reads:
             return self._next_rows(connection, after, upper, size)
-        page = self.page(connection, after, upper, size)
+        page = self.scans.page(connection, after, upper, size)
         is_last = len(page) < size or page.key(-1) == upper
         upto = upper if is_last else page.key(-1)
         return Chunk(after, upto, len(page), is_last, page, by_bounds=True)
@@ -127,7 +119,7 @@ class Walk:
         end = self._reckoned(after, upper, size) if self._density > _DENSE else None
         if end is not None and end != upper:
             return Chunk(after, end, size, is_last=False, is_counted=False)
-        return Chunk(after, *self.bounded(connection, after, upper, size))
+        return Chunk(after, *self.scans.bounded(connection, after, upper, size))
 
     def _reckoned(self, after: KeyValues, upper: KeyValues, stride: int) -> KeyValues | None:
         """Return a key that has no more than `stride` rows up to it, where numbers tell."""
@@ -135,18 +127,6 @@ class Walk:
         if numbers is None:
             return None
         return (after[0] + stride,) if stride < numbers else upper
-
-    def rows(self, connection: sa.Connection, chunk: Chunk) -> int:
-        """Return how many rows a chunk's bounds have now, pending or not."""
-        return self._counted(connection, chunk.after, chunk.upto)
-
-    def counted(self, connection: sa.Connection, chunk: Chunk, changed: int) -> Chunk:
-        """Return the chunk with its rows counted, of which so many were just changed."""
-        if chunk.is_counted:
-            return chunk
-        is_all = self.pending is None or changed == chunk.scanned
-        rows = changed if is_all else self._counted(connection, chunk.after, chunk.upto)
-        return replace(chunk, scanned=rows, is_counted=True)
 
     def _next_pending(
         self,
@@ -158,7 +138,7 @@ class Walk:
     ) -> Chunk:
         """Collect pending rows from one stride after the other."""
         deadline = self._clock() + seconds
-        page, start, scanned = self._reader.empty, after, 0
+        page, start, scanned = self.scans.reader.empty, after, 0
         strides: list[tuple[KeyValues, int]] = []
         while True:
             is_long = self._strides.are_longer_than(size)
@@ -188,11 +168,11 @@ class Walk:
         self, connection: sa.Connection, after: KeyValues, upper: KeyValues, stride: int, most: int
     ) -> _Look:
         """Look in two scans, one for the end of the stride and one for the rows; for any key."""
-        end, passed, _ = self.bounded(connection, after, upper, stride)
-        found = self.page(connection, after, end, most)
+        end, passed, _ = self.scans.bounded(connection, after, upper, stride)
+        found = self.scans.page(connection, after, end, most)
         if len(found) == most and found.key(-1) != end:
             end = found.key(-1)
-            passed = self._counted(connection, after, end)
+            passed = self.scans.count(connection, after, end)
         return _Look(after, end, passed, found)
 
     def _surveyed(
@@ -218,19 +198,12 @@ class Walk:
         keys, upto, rows = seen.pending[:most], seen.upto, seen.rows
         if len(keys) < len(seen.pending):
             upto = (keys[-1],)
-            rows = self._counted(connection, seen.after, upto)
+            rows = self.scans.count(connection, seen.after, upto)
         found = self._keys_reader.of_numbers(keys)
-        if self._reader.reads_rows:
+        if self.scans.reader.reads_rows:
             chunk = Chunk(seen.after, upto, rows, is_last=False, page=found)
-            found = self._rows_of(connection, chunk)
+            found = self.scans.known(connection, chunk)
         return _Look(seen.after, upto, rows, found)
-
-    def _rows_of(self, connection: sa.Connection, chunk: Chunk) -> Page:
-        """Read a chunk's pending rows, whose keys are known; some may not be pending any more."""
-        if chunk.is_empty:
-            return self._reader.empty
-        statement, parameters = self._whole.on(chunk)
-        return self._reader.read(connection, statement, parameters)
 
     def _is_enough(self, page: Page, scanned: int, most: int) -> bool:
         if page and not (self._collects and is_sparse(len(page), scanned)):
@@ -244,77 +217,13 @@ class Walk:
     def learn(self, chunk: Chunk, changed: int) -> None:
         """Lengthen the stride after a chunk in which little was to do."""
         self._learn_density(chunk.after, chunk.upto, chunk.scanned)
-        if chunk.page is None and self.pending is not None:
+        if chunk.page is None and self.scans.pending is not None:
             self._strides.learn(changed, chunk.scanned)
 
     def _learn_density(self, after: KeyValues, upto: KeyValues, rows: int) -> None:
         if self._counts_up:
             numbers = _numbers(after, upto)
             self._density = rows / numbers if numbers else 0.0
-
-    def page(self, connection: sa.Connection, after: KeyValues, upto: KeyValues, size: int) -> Page:
-        """Read the first `size` pending rows in (after, upto]."""
-        statement, parameters = self._page.between(after, upto)
-        return self._reader.read(connection, statement, {**parameters, "size": size})
-
-    def one(self, connection: sa.Connection, key: KeyValues) -> Page:
-        """Read the row of one key, if it is pending."""
-        statement, parameters = self._page.within("from", key, key)
-        return self._reader.read(connection, statement, {**parameters, "size": 1})
-
-    def whole_page(self, connection: sa.Connection, chunk: Chunk) -> Chunk:
-        """Return the chunk with all its pending rows read."""
-        statement, parameters = self._whole.between(chunk.after, chunk.upto)
-        page = self._reader.read(connection, statement, parameters)
-        found = replace(chunk, page=page, by_bounds=self.pending is None)
-        return self.counted(connection, found, len(page))
-
-    def locked(self, connection: sa.Connection, chunk: Chunk) -> Page:
-        """Read a chunk's pending rows again, under locks that are refused rather than awaited."""
-        statement, parameters = self._locked.on(chunk)
-        return self._reader.read(connection, statement, parameters)
-
-    def bounded(
-        self, connection: sa.Connection, after: KeyValues, upper: KeyValues, stride: int
-    ) -> tuple[KeyValues, int, bool]:
-        """Return the key `stride` rows on, the rows up to it, and whether the range ends there."""
-        end = self._end(connection, after, upper, stride)
-        if end is None:
-            return upper, self._counted(connection, after, upper), True
-        return end, stride, end == upper
-
-    def end(
-        self, connection: sa.Connection, after: KeyValues, upper: KeyValues, stride: int
-    ) -> KeyValues:
-        """Return the key `stride` rows on, or the end of the range."""
-        return self._end(connection, after, upper, stride) or upper
-
-    def _end(
-        self, connection: sa.Connection, after: KeyValues, upper: KeyValues, stride: int
-    ) -> KeyValues | None:
-        statement, parameters = self._bound.between(after, upper)
-        row = connection.execute(statement, {**parameters, "offset": stride - 1}).first()
-        return None if row is None else tuple(row)
-
-    def _counted(self, connection: sa.Connection, after: KeyValues, upto: KeyValues) -> int:
-        statement, parameters = self._count.between(after, upto)
-        return int(connection.execute(statement, parameters).scalar_one())
-
-    def _select(self, condition: sa.ColumnElement[bool]) -> sa.Select[Any]:
-        statement = sa.select(*self._reader.columns).where(condition)
-        if self.pending is not None:
-            statement = statement.where(self.pending)
-        return statement.order_by(*self._key.columns)
-
-    def _build_bound(self, condition: sa.ColumnElement[bool]) -> sa.Select[Any]:
-        ordered = sa.select(*self._key.selected).where(condition).order_by(*self._key.columns)
-        return ordered.limit(1).offset(sa.bindparam("offset", type_=sa.Integer()))
-
-    def _build_count(self, condition: sa.ColumnElement[bool]) -> sa.Select[Any]:
-        return sa.select(sa.func.count()).select_from(self._table).where(condition)
-
-    def _build_page(self, condition: sa.ColumnElement[bool]) -> sa.Select[Any]:
-        return self._select(condition).limit(sa.bindparam("size", type_=sa.Integer()))
 
 
 def _numbers(after: KeyValues, upto: KeyValues) -> int | None:
@@ -323,19 +232,3 @@ def _numbers(after: KeyValues, upto: KeyValues) -> int | None:
     if not after or not isinstance(after[0], int) or not isinstance(upto[0], int):
         return None
     return upto[0] - after[0]
-
-
-def pending_condition(
-    target: Target, quarantined: Sequence[KeyValues]
-) -> sa.ColumnElement[bool] | None:
-    """Return what makes a row pending for this run; None: every row is."""
-    if target.pending is None or not quarantined:
-        return target.pending
-    return sa.and_(target.pending, target.key.other_than(quarantined))
-
-
-def last_key(connection: sa.Connection, key: Key) -> KeyValues:
-    """Return the highest key of the table; START if it is empty."""
-    descending = [column.desc() for column in key.columns]
-    row = connection.execute(sa.select(*key.selected).order_by(*descending).limit(1)).first()
-    return START if row is None else tuple(row)

@@ -11,17 +11,17 @@ from backfill.writers.rows import RowsWriter
 from backfill.writers.setbased import SetBasedWriter
 
 if TYPE_CHECKING:
+    from backfill.scans import Scans
     from backfill.targets import Target
-    from backfill.walk import Walk
 
 __all__ = ["Writer", "Written", "writer_for"]
 
 
-def writer_for(target: Target, walk: Walk) -> Writer:
+def writer_for(target: Target, scans: Scans) -> Writer:
     """Return the writer of a declaration's level."""
     kinds: dict[Level, type[Writer]] = {
         Level.SET: SetBasedWriter,
         Level.ROWS: RowsWriter,
         Level.CUSTOM: CustomWriter,
     }
-    return kinds[target.declaration.level](target, walk)
+    return kinds[target.declaration.level](target, scans)

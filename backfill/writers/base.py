@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from backfill.chunks import Chunk
     from backfill.runs import Failure
+    from backfill.scans import Scans
     from backfill.targets import Target
-    from backfill.walk import Walk
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +31,9 @@ class Writer:
     """Python works between reading and writing: then the chunk is cut and read in a
     transaction of its own, and `compute` runs in none."""
 
-    def __init__(self, target: Target, walk: Walk) -> None:
+    def __init__(self, target: Target, scans: Scans) -> None:
         self.target = target
-        self.walk = walk
+        self.scans = scans
         self.pulses = True
         """`compute` calls `pulse` often; else somebody else must keep the lease meanwhile."""
         self.compute_seconds = 0.0

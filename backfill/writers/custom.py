@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from backfill.chunks import Chunk
     from backfill.dialects import Dialect
     from backfill.keys import KeyValues
+    from backfill.scans import Scans
     from backfill.targets import Target
-    from backfill.walk import Walk
 
     _Found = tuple[KeyValues, bool]
     """The key of a row that is there, and whether it is pending."""
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 class CustomWriter(Writer):
     """Calls `apply`."""
 
-    def __init__(self, target: Target, walk: Walk) -> None:
-        super().__init__(target, walk)
+    def __init__(self, target: Target, scans: Scans) -> None:
+        super().__init__(target, scans)
         self.declaration = target.declaration()
         self._may_lock: bool | None = None
         """Whether this user may lock rows of the table; None: not tried yet."""
@@ -45,7 +45,7 @@ class CustomWriter(Writer):
 
     def write(self, connection: sa.Connection, chunk: Chunk) -> Written:
         if chunk.page is None:
-            chunk = self.walk.whole_page(connection, chunk)
+            chunk = self.scans.whole(connection, chunk)
         assert chunk.page is not None
         keys = chunk.page.keys
         if not self.target.dialect.one_writer:
@@ -53,8 +53,8 @@ class CustomWriter(Writer):
         if not keys:
             return Written(0)
         condition = self._condition(keys)
-        if self.walk.pending is not None:
-            condition = sa.and_(condition, self.walk.pending)
+        if self.scans.pending is not None:
+            condition = sa.and_(condition, self.scans.pending)
         statements = ChunkStatements(self.target.table, condition)
         with _in_one_piece(connection, self.target.declaration.name):
             changed = self.declaration.apply(connection, statements)
@@ -79,7 +79,7 @@ class CustomWriter(Writer):
 
     def _looking(self, keys: Sequence[KeyValues]) -> sa.Select[Any]:
         """By the keys alone: an index of what is pending would be locked beyond these rows."""
-        pending = sa.true() if self.walk.pending is None else self.walk.pending
+        pending = sa.true() if self.scans.pending is None else self.scans.pending
         is_pending = sa.case((pending, 1), else_=0)
         key = self.target.key
         return (

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from backfill.dialects.bulk import BulkUpdate
     from backfill.keys import KeyValues
     from backfill.pages import Page, Raw
+    from backfill.scans import Scans
     from backfill.targets import Target
-    from backfill.walk import Walk
 
 UNDER_LOCK_SECONDS = 0.01
 """Recomputing may hold a chunk's locks for about so long; a row that changes again and again
@@ -111,8 +111,8 @@ class RowsWriter(Writer):
 
     computes: ClassVar[bool] = True
 
-    def __init__(self, target: Target, walk: Walk) -> None:
-        super().__init__(target, walk)
+    def __init__(self, target: Target, scans: Scans) -> None:
+        super().__init__(target, scans)
         self.declaration = target.declaration()
         self.first_stack: str | None = None
         """The traceback of the first row that failed."""
@@ -236,7 +236,7 @@ class RowsWriter(Writer):
         self._careful = sys.maxsize
 
     def write(self, connection: sa.Connection, chunk: Chunk) -> Written:
-        if chunk.is_empty and self.walk.pending is not None:
+        if chunk.is_empty and self.scans.pending is not None:
             return Written(0)
         has_failed = _Bad in set(map(type, self._outputs))  # and may be mended meanwhile
         if self._verifies and not self._careful and not has_failed and self._is_all_verified():
@@ -249,7 +249,7 @@ class RowsWriter(Writer):
         that was left and has changed since."""
         page = self._page
         assert page is not None
-        return self.walk.pending is not None or len(page) == sum(
+        return self.scans.pending is not None or len(page) == sum(
             len(part) for _, part, _ in self._groups
         )
 
@@ -259,7 +259,9 @@ class RowsWriter(Writer):
         page = self._page
         assert page is not None
         try:
-            if self.walk.pending is None and self.walk.rows(connection, chunk) != len(page):
+            if self.scans.pending is None and self.scans.count(
+                connection, chunk.after, chunk.upto
+            ) != len(page):
                 raise Overtaken
             return Written(self._write_groups(self._groups, chunk, connection, verifies=True))
         except Overtaken:
@@ -267,7 +269,7 @@ class RowsWriter(Writer):
             raise
 
     def _write_locked(self, connection: sa.Connection, chunk: Chunk) -> Written:
-        page = self.walk.locked(connection, chunk)
+        page = self.scans.locked(connection, chunk)
         assert self._page is not None
         if len(page) > _GROWS * len(self._page) + _FEW:
             raise RowsCame(page)
@@ -377,4 +379,4 @@ class RowsWriter(Writer):
         return self._updates[wanted]
 
     def _pending(self, narrow: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
-        return narrow if self.walk.pending is None else sa.and_(narrow, self.walk.pending)
+        return narrow if self.scans.pending is None else sa.and_(narrow, self.scans.pending)

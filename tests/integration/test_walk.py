@@ -20,9 +20,10 @@ from backfill.dialects import dialect_for
 from backfill.dialects.readers import Helpers, Reader, Readers
 from backfill.keys import START
 from backfill.proof import any_pending, count_pending
+from backfill.scans import last_key
 from backfill.targets import Target, bind
 from backfill.trail import Stretch
-from backfill.walk import Walk, last_key
+from backfill.walk import Walk
 from tests.integration.support import make, run
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def walked(
         assert len(found) <= 1000, "it does not end"
         chunk = walk.next(connection, after, upper, size, MANY_SECONDS)
         changed = len(within(pending, chunk.after, chunk.upto))
-        chunk = walk.counted(connection, chunk, changed)
+        chunk = walk.scans.counted(connection, chunk, changed)
         found.append((size, chunk))
         walk.learn(chunk, changed)
         assert chunk.is_last == (chunk.upto == upper)
@@ -659,7 +660,7 @@ def test_quarantined_rows_are_passed_over(
         seen: list[KeyValues] = []
         while after != upper:
             chunk = walk.next(connection, after, upper, 9, MANY_SECONDS)
-            seen += walk.locked(connection, chunk).keys
+            seen += walk.scans.locked(connection, chunk).keys
             after = chunk.upto
     assert seen == [key for key in NUMBERED[:100] if key not in bad]
 

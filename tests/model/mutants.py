@@ -401,7 +401,7 @@ def savepoints() -> Iterator[None]:
     that was done before it."""
 
     def halved(self: Committer, connection: sa.Connection, chunk: Any) -> Any:
-        written, whole = 0, self.walk.whole_page(connection, chunk)
+        written, whole = 0, self.scans.whole(connection, chunk)
         for part in whole.halves() if len(whole.page or ()) > 1 else [whole]:
             written += _behind_a_savepoint(self.writer, connection, part)
         done = Written(written)

@@ -67,7 +67,7 @@ LAYERS = [
     {"application"},
     {"presentation"},
     {"failures", "trail", "walk"},
-    {"strides", "survey"},
+    {"scans", "strides", "survey"},
     {"chunks", "companion", "store", "targets"},
     {"connections", "declaration", "pages"},
     {"keys", "runs", "tables", "dialects", "owners", "statements"},
