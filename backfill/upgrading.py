@@ -171,25 +171,29 @@ class Upgrade:
         try:
             self._migrate()
             due = [pair for way in self._ways.values() for pair in way.due]
-            again = "its revision is not there afterwards; does env.py commit its transaction?"
+            why = "its revision is not there afterwards; does env.py commit its transaction?"
         except BackfillRequired as refused:
             due = _by_name(self._contexts, refused.name)
-            again = str(refused)
+            why = str(refused)
             _refuse_cancelled(due, refused)
-        for context, one in due:
-            if one.name in self._asked[again]:
-                unmet = context.unmet(one)
-                if unmet is not None:
-                    raise UpgradeFailed(
-                        f"{one.name} waits for {unmet}. Take that branch first, by `backfill"
-                        " upgrade` and its revision, and then this one again"
-                    )
-                raise UpgradeFailed(
-                    f"{one.name} was run, and the upgrade comes no further: {again}"
-                )
-            self._asked[again].add(one.name)
+        for pair in due:
+            self._ask(pair, why)
         self._tell_passed()
         return due
+
+    def _ask(self, pair: Pair, why: str) -> None:
+        """Note why a backfill is to run. Raises UpgradeFailed where it did for the same reason."""
+        context, one = pair
+        if one.name not in self._asked[why]:
+            self._asked[why].add(one.name)
+            return
+        unmet = context.unmet(one)
+        if unmet is None:
+            raise UpgradeFailed(f"{one.name} was run, and the upgrade comes no further: {why}")
+        raise UpgradeFailed(
+            f"{one.name} waits for {unmet}. Take that branch first, by `backfill upgrade` and its"
+            " revision, and then this one again"
+        )
 
     def _migrate(self) -> None:
         """Run env.py once."""

@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from backfill.doctor.sources import constant
+from backfill.doctor.sql import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -105,7 +106,7 @@ def _value(write: Write, expression: str) -> str:
         return expression
     if write.others:
         expression = f"(SELECT {expression} FROM {write.others}{_condition(write)})"
-    return _quoted(" ".join(expression.split()))
+    return _quoted(one_line(expression))
 
 
 def _condition(write: Write) -> str:
@@ -121,7 +122,7 @@ def _where(write: Write) -> list[str]:
     text = str(write.where)
     if write.others:
         text = f"EXISTS (SELECT 1 FROM {write.others}{_condition(write)})"
-    return [f"where = {_quoted(' '.join(text.split()))}"]
+    return [f"where = {_quoted(one_line(text))}"]
 
 
 def _pending(write: Write, new_columns: Collection[str]) -> list[str]:

@@ -51,6 +51,8 @@ _BOUND = re.compile(
     rf"\s*\(?\s*(?P<column>{_DOTTED})\s*(?P<how>[<>])=?\s*{_CONSTANT}\s*\)?\s*", re.IGNORECASE
 )
 _PARAMETER = re.compile(r"(?<![:\w]):[A-Za-z_]|%s|%\(\w|\{")
+_ESCAPED_COLON = re.compile(r"\\(:[\w$]*)(?![:\w$])")
+"""What SQLAlchemy's text() takes for a colon and no parameter; ours takes none for a parameter."""
 _BETWEEN = re.compile(rf"(\bBETWEEN\s+{_CONSTANT})\s+AND\s", re.IGNORECASE)
 
 
@@ -86,6 +88,17 @@ def writes_in(text: str) -> Iterator[Write]:
                 yield from _write(block["body"][found.start("write") : found.end("write")])
         else:
             yield from _write(statement)
+
+
+def one_line(text: str) -> str:
+    """Return an expression without comments and line breaks, its strings as they are."""
+    parts, start = [], 0
+    for hidden in _HIDDEN.finditer(text):
+        parts.append(re.sub(r"\s+", " ", text[start : hidden.start()]))
+        parts.append(" " if hidden.group().startswith(("--", "/*")) else hidden.group())
+        start = hidden.end()
+    parts.append(re.sub(r"\s+", " ", text[start:]))
+    return _ESCAPED_COLON.sub(r"\1", "".join(parts)).strip()
 
 
 def _statements(text: str) -> Iterator[str]:
@@ -165,13 +178,13 @@ def _clauses(statement: str, top: str, start: int) -> dict[str, str]:
 def _assignments(text: str) -> dict[str, str]:
     """Return column to expression; nothing if one of them is not of that form."""
     found: dict[str, str] = {}
-    for part in _parts(text, ","):
+    for part in _parts(one_line(text), ","):
         match = re.match(rf"\s*(?P<column>{_DOTTED})\s*=(?P<value>.*)", part, re.DOTALL)
         column = match and _plain(match["column"])
         is_default = match is not None and match["value"].strip().upper() == "DEFAULT"
         if match is None or column is None or is_default:  # which is no expression
             return {}
-        found[column.rpartition(".")[2]] = " ".join(match["value"].split())
+        found[column.rpartition(".")[2]] = match["value"].strip()
     return found
 
 

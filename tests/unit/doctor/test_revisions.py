@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,6 +38,22 @@ def test_every_class_that_is_offered_is_a_right_declaration() -> None:
     assert len(offers) > 20
     for offer in offers:
         exec(compile(offer, "offer", "exec"), {})
+
+
+def test_sql_is_offered_as_the_database_gets_it(tmp_path: Path) -> None:
+    """Without text()'s escapes, on one line, and with its strings as they are."""
+    revision = tmp_path / "a1.py"
+    revision.write_text(
+        "from alembic import op\nrevision = 'a1'\ndown_revision = None\n"
+        'def upgrade():\n    op.execute(r"""UPDATE t\n'
+        "SET opens = '8\\:00',  -- with\n  note = /* a */ 'two  spaces'\n"
+        "WHERE opens = '--  \\:x'\n" + '""")\n'
+    )
+    (found,) = [one for one in files(revision).findings() if one.offer]
+    made: dict[str, Any] = {}
+    exec(compile(str(found.offer), "offer", "exec"), made)
+    assert made["FillTOpens"].values == {"opens": "'8:00'", "note": "'two  spaces'"}
+    assert made["FillTOpens"].where == "opens = '--  :x'"
 
 
 def test_a_file_that_is_no_python_is_told_of(tmp_path: Path) -> None:
