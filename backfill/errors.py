@@ -13,6 +13,7 @@ BackfillError                 what happened, to which object, what to do next
 │  ├─ KeyChanged              the table's key is not the one that the run walks by
 │  ├─ RunFailed               the run cannot go on until somebody acts
 │  ├─ UnreadableRow           the driver cannot read a value that is stored in a row
+│  ├─ RowLeftOut              the database did not write a row, and said nothing
 │  ├─ UnsendableValue         the driver cannot send a value that was computed for a row
 │  ├─ RowsTooSlow             the same rows take longer than a statement may, again and again
 │  └─ WorkerFailed            an error ended a worker in a process of its own
@@ -156,6 +157,13 @@ class UnsendableValue(RunError):
 
     def __init__(self, kind: str) -> None:
         super().__init__(f"a value cannot be sent to the database ({kind})")
+
+
+class RowLeftOut(RunError):
+    """The database did not write a row that it was told to, and raised no error."""
+
+    def __init__(self) -> None:
+        super().__init__("the row was left out without an error: by a trigger, a rule or a policy")
 
 
 class RowsTooSlow(RunError):

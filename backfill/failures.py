@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import DBAPIError
 
-from backfill.errors import CommitUnknown, RowsTooSlow, TableBusy
+from backfill.errors import CommitUnknown, RowLeftOut, RowsTooSlow, TableBusy
 
 if TYPE_CHECKING:
     from backfill.dialects import Dialect
@@ -28,7 +28,7 @@ _NOT_THE_USERS = (
 def describe(error: BaseException, dialect: Dialect) -> str:
     """Return one line on an error: kind, code and names of the database's, or class and place
     of Python's. Its own text is left out, since it often carries values."""
-    if isinstance(error, (TableBusy, CommitUnknown, RowsTooSlow)):
+    if isinstance(error, (TableBusy, CommitUnknown, RowLeftOut, RowsTooSlow)):
         return str(error)
     if isinstance(error, DBAPIError):
         names = dialect.error_objects(error)

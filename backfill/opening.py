@@ -15,7 +15,7 @@ from backfill.failures import describe
 from backfill.proof import any_pending, incomplete_reason
 from backfill.ranges import Bounds, check_whole, cut_range, cut_table, is_free
 from backfill.runs import NewRun, Run, Status
-from backfill.targets import check_key
+from backfill.targets import check_key, hidden_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -132,6 +132,9 @@ class Opening:
             estimate = self._target.dialect.row_estimate(connection, self._target.table)
             bounds = self._cut(connection, estimate)
             horizon = self._target.dialect.horizon(connection) if waits else None
+            hidden = hidden_rows(self._target, connection)
+        if hidden:
+            self._say("message", hidden)
         new = NewRun(
             name=self._name,
             number=number,

@@ -22,6 +22,8 @@ from backfill.errors import UnreadableRow
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from sqlalchemy.types import TypeEngine
+
     from backfill.keys import KeyValues
     from backfill.targets import Target
 
@@ -120,11 +122,13 @@ class PageReader:
         version = target.dialect.row_version(target.table) if self.reads_rows else None
         self.columns = values if version is None else [*values, version]
         self._copied = {i for i, c in enumerate(values) if not isinstance(c.type, _IMMUTABLE)}
+        in_zones = {i for i, c in enumerate(values) if _has_zone(c.type)}
         self.loose = [i for i, c in enumerate(values) if not target.dialect.is_typed(c.type)]
         """Where a value may become an equal one of another type: 1 and 1.0."""
-        self._compared_as_text = self._copied.union(self.loose)
+        self._compared_as_text = self._copied.union(self.loose, in_zones)
         self.is_plain = not self._compared_as_text
-        """Rows that are equal for Python are the same: no documents, in which 1 equals true."""
+        """Rows that are equal for Python are the same: no documents, in which 1 equals true, and no
+        times of a zone whose clocks show an hour twice."""
         self._new_row = partial(tuple.__new__, row_type([column.name for column in reads]))
         self._packing = target.dialect.packing(self.columns, self.width)
         self._converts: list[tuple[int, Convert]] | None = None
@@ -230,6 +234,10 @@ def _converted(
         return tuple(values)
 
     return cut_and_convert if converts else itemgetter(slice(start, stop))
+
+
+def _has_zone(kind: TypeEngine[Any]) -> bool:
+    return isinstance(kind, sa.DateTime) and bool(kind.timezone)
 
 
 def _copied(value: Any) -> Any:

@@ -16,6 +16,7 @@ from backfill.failures import describe
 from backfill.keys import START, KeyValues, alike
 from backfill.runs import Status
 from backfill.scans import Scans, last_key, pending_condition
+from backfill.targets import hidden_rows
 from backfill.walk import Walk
 from backfill.writers import Written, writer_for
 
@@ -223,6 +224,8 @@ class _Planner:
     def _side_effects(self, connection: sa.Connection) -> Iterator[str]:
         """Say what a database does besides where a row is written."""
         table, written, upkeep = self.target.table, self.target.written, self.dialect.upkeep
+        if told := hidden_rows(self.target, connection):
+            yield f"{told}."
         for name in upkeep.fired(connection, table, written):
             yield (
                 f"trigger {name!r} of {table.fullname!r} fires for each row that is written, as for"

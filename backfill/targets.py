@@ -78,15 +78,16 @@ def bind(declaration: type[Backfill], dialect: Dialect, connection: sa.Connectio
         # Types and indexes that SQLAlchemy does not know are none of this backfill's business.
         warnings.simplefilter("ignore", sa.exc.SAWarning)
         table = _reflect(declaration, dialect, connection)
+        if problem := dialect.unfit_table(connection, table):
+            raise DeclarationError(f"{declaration.name}: table {table.fullname!r} {problem}")
         key = _key(declaration, dialect, connection, table)
-    problem = dialect.unfit_table(connection, table)
-    if problem:
-        raise DeclarationError(f"{declaration.name}: table {table.fullname!r} {problem}")
     where = declaration.where
     pending = None if where is None else condition_of(where, declaration, table)
     assignments = _assignments(declaration, table) if declaration.level is Level.SET else {}
     target = Target(declaration, dialect, table, key, pending, assignments)
     _check_columns(target)
+    if problem := dialect.unfit_writes(connection, target):
+        raise DeclarationError(f"{declaration.name}: {problem}")
     if dialect.assigns_in_order:
         _check_order(target)
     _check_sql(target, connection)
@@ -146,6 +147,17 @@ def _close(name: str, names: Sequence[str]) -> str:
     return f"; did you mean {' or '.join(map(repr, close))}?" if close else "."
 
 
+def hidden_rows(target: Target, connection: sa.Connection) -> str | None:
+    """Return what is to be said where this user is not shown all rows; None: it is, as far as one
+    knows."""
+    if not target.dialect.hides_rows(connection, target.table):
+        return None
+    return (
+        f"policies of {target.table.fullname!r} decide which rows this user sees, and the others"
+        " are neither written nor proved: run as a user for whom they do not hold (BYPASSRLS)"
+    )
+
+
 def check_key(target: Target, run: Run) -> None:
     """Raise KeyChanged where a run's cursors and failures are keys of another kind."""
     before, now = run.key, target.key.shape
@@ -188,12 +200,17 @@ def _key(
     types = [dialect.key_type(column) for column in columns]
     for column, kind in zip(columns, types, strict=True):
         if kind is None:
-            shown = column.type.compile(dialect.engine.dialect)
             raise DeclarationError(
-                f"{where} has the column {column.name!r} of type {shown}, whose values do not keep"
-                " an exact order here. Name other unique columns in `key`."
+                f"{where} has the column {column.name!r} of {_type(column, dialect)}, whose values"
+                " do not keep an exact order here. Name other unique columns in `key`."
             )
     return Key(columns, tuple(kind for kind in types if kind is not None), dialect)
+
+
+def _type(column: sa.Column[Any], dialect: Dialect) -> str:
+    if isinstance(column.type, sa.types.NullType):
+        return "a type that SQLAlchemy does not know"
+    return f"type {column.type.compile(dialect.engine.dialect)}"
 
 
 def _refuse_view(declaration: type[Backfill], connection: sa.Connection, table: sa.Table) -> None:

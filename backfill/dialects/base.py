@@ -282,6 +282,22 @@ class Dialect(DriverErrors):
 
     # -- tables ----------------------------------------------------------------------
 
+    counts_writes: ClassVar[bool] = False
+    """An UPDATE says how many rows it has written, whatever they were before: with a connection
+    of the user's own making, MySQL's tells of those alone that became others."""
+
+    def leaves_rows_out(self, connection: sa.Connection, table: sa.Table) -> bool:
+        """Whether something of the table's may keep rows from being written, without an error."""
+        return False
+
+    def hides_rows(self, connection: sa.Connection, table: sa.Table) -> bool:
+        """Whether this user is not shown all rows."""
+        return False
+
+    def unfit_writes(self, connection: sa.Connection, target: Target) -> str | None:
+        """Say why these columns cannot be written in this table; None if they can."""
+        return None
+
     def unfit_table(self, connection: sa.Connection, table: sa.Table) -> str | None:
         """Say why a chunk's writes could not be undone in this table; None if they can."""
         return None

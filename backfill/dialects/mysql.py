@@ -20,7 +20,7 @@ from backfill.dialects.mysql_bulk import WRITTEN_IN_PYTHON, JsonTableUpdate, One
 from backfill.dialects.mysql_packing import Packing
 from backfill.dialects.mysql_rights import MySQLRights
 from backfill.dialects.mysql_triggers import LABEL, MariaDBTriggers
-from backfill.dialects.mysql_types import Float, Label, Time
+from backfill.dialects.mysql_types import Float, KeyDate, KeyMoment, Label, Time
 from backfill.dialects.mysql_upkeep import MySQLUpkeep
 from backfill.dialects.triggers import literal
 
@@ -71,7 +71,11 @@ _SESSIONS = 100
 """Of a command's connections so many are remembered, the last ones."""
 
 
-_SQL_MODE = "CONCAT(@@sql_mode, ',SIMULTANEOUS_ASSIGNMENT')"
+_STRICT = "STRICT_ALL_TABLES"
+"""Else a value that does not fit is cut in silence."""
+_SQL_MODE = f"CONCAT(@@sql_mode, ',SIMULTANEOUS_ASSIGNMENT,{_STRICT}')"
+_LONGEST_KEY = 4_096
+"""Bytes by which text is sorted, where no index does it: more than any index has (3,072)."""
 
 
 class MySQL(Dialect):
@@ -91,7 +95,11 @@ class MySQL(Dialect):
 
     def open(self, limits: Limits) -> sa.Connection:
         connection = super().open(limits)
-        session = {**self._session(limits), "group_concat_max_len": _GATHERED_BYTES}
+        session = {
+            **self._session(limits),
+            "group_concat_max_len": _GATHERED_BYTES,
+            "max_sort_length": _LONGEST_KEY,
+        }
         assignments = ", ".join(f"SESSION {name} = {value}" for name, value in session.items())
         with connection.begin():
             connection.exec_driver_sql(f"SET {LABEL} = {literal(limits.label)}, {assignments}")
@@ -116,6 +124,7 @@ class MySQL(Dialect):
             "lock_wait_timeout": max(1, int(limits.statement_timeout)),
             "max_execution_time": int(limits.statement_timeout * 1000),
             "wait_timeout": 600,
+            "sql_mode": f"CONCAT(@@sql_mode, ',{_STRICT}')",
         }
 
     def _native_code(self, original: BaseException) -> str | int | None:
@@ -144,7 +153,10 @@ class MySQL(Dialect):
         # TIMESTAMP follows the session's zone, ENUM sorts by number but compares as text.
         if isinstance(column.type, (sa.TIMESTAMP, sa.Enum, Label, mysql.SET)):
             return None
-        return super().key_type(column)
+        kind = super().key_type(column)
+        if isinstance(kind, sa.DateTime):
+            return KeyMoment()
+        return KeyDate() if isinstance(kind, sa.Date) else kind
 
     def key_above(self, columns: Any, operands: Any, *, inclusive: bool = False) -> Any:
         """Spell the OR out: InnoDB's optimizer makes a range of it, never of row values."""
@@ -167,6 +179,18 @@ class MySQL(Dialect):
             return super().key_upto(columns, operands)
         deeper = self.key_upto(rest, operands[1:])
         return sa.or_(first < operands[0], sa.and_(first == operands[0], deeper))
+
+    def key_doubts(self, connection: Any, table: Any, names: Any, *, computes: bool) -> str | None:
+        """SQLAlchemy reads an index without the lengths of its prefixes, the hash that stands for
+        long text, and the period of WITHOUT OVERLAPS."""
+        given = {"schema": table.schema, "table": table.name}
+        found = connection.execute(_UNIQUE_INDEXES, given)
+        if any(sorted(row.key_columns.split("\n")) == sorted(names) for row in found):
+            return None
+        return (
+            "is unique by an index of another kind (the first characters of a text, a hash, a"
+            " period), by which rows are not walked in order. Name other unique columns in `key`"
+        )
 
     def unfit_table(self, connection: sa.Connection, table: sa.Table) -> str | None:
         engine = connection.execute(_ENGINE, {"schema": table.schema, "table": table.name}).scalar()
@@ -361,6 +385,14 @@ _COLLATIONS = sa.text(
     "SELECT column_name, collation_name FROM information_schema.columns"
     " WHERE table_schema = COALESCE(:schema, DATABASE()) AND table_name = :table"
     " AND collation_name IS NOT NULL"
+)
+_UNIQUE_INDEXES = sa.text(
+    "SELECT GROUP_CONCAT(column_name SEPARATOR '\\n') AS key_columns"
+    " FROM information_schema.statistics"
+    " WHERE table_schema = COALESCE(:schema, DATABASE()) AND table_name = :table"
+    " GROUP BY index_name"
+    " HAVING MAX(non_unique) = 0 AND COUNT(sub_part) = 0 AND COUNT(column_name) = COUNT(*)"
+    " AND MAX(index_type) = 'BTREE' AND MIN(index_type) = 'BTREE'"
 )
 _TABLE_ROWS = sa.text(
     "SELECT table_rows FROM information_schema.tables"

@@ -27,6 +27,7 @@ from backfill.dialects.postgresql_bulk import (
 from backfill.dialects.postgresql_rights import PostgreSQLRights
 from backfill.dialects.postgresql_sessions import keep_limits, limit, name_at_once
 from backfill.dialects.postgresql_triggers import PostgreSQLTriggers, dollar_quoted
+from backfill.dialects.postgresql_types import KeyDate, KeyMoment, QuotedNumeric
 from backfill.dialects.postgresql_upkeep import PostgreSQLUpkeep
 
 if TYPE_CHECKING:
@@ -84,21 +85,6 @@ _TID_RANGES = (14,)
 """The first version that reads `ctid BETWEEN …` without a scan of the whole table."""
 
 
-class _QuotedNumeric(sa.Numeric[Any]):
-    """For psycopg2, which sends an infinite Decimal as NaN: a quoted literal is a numeric too."""
-
-    cache_ok = True
-
-    def adapt(self, cls: Any, **kw: Any) -> Any:
-        return super().adapt(type(self), **kw)  # SQLAlchemy would take the driver's own instead
-
-    def bind_processor(self, dialect: Any) -> Any:
-        return lambda value: None if value is None else str(value)
-
-    def result_processor(self, dialect: Any, coltype: Any) -> None:
-        """The driver reads a Decimal."""
-
-
 class PostgreSQL(Dialect):
     """Everything is set for one transaction, so that a pooler in transaction mode suits us.
 
@@ -107,6 +93,7 @@ class PostgreSQL(Dialect):
     """
 
     update_gives_way: ClassVar[bool] = True
+    counts_writes: ClassVar[bool] = True
     mismatches: ClassVar[frozenset[str]] = frozenset({"42601", "42804", "42846", "42883"})
 
     def __init__(self, engine: sa.Engine) -> None:
@@ -179,7 +166,11 @@ class PostgreSQL(Dialect):
             return column.type
         kind = super().key_type(column)
         is_misread = isinstance(kind, sa.Numeric) and self.engine.dialect.driver == "psycopg2"
-        return _QuotedNumeric() if is_misread else kind
+        if isinstance(kind, sa.DateTime):
+            return KeyMoment(timezone=kind.timezone)
+        if isinstance(kind, sa.Date):
+            return KeyDate()
+        return QuotedNumeric() if is_misread else kind
 
     def key_above(self, columns: Any, operands: Any, *, inclusive: bool = False) -> Any:
         """Row values seek on all columns. A range on the first one beside them would mend the row
@@ -250,6 +241,12 @@ class PostgreSQL(Dialect):
             )
         return None
 
+    def leaves_rows_out(self, connection: sa.Connection, table: sa.Table) -> bool:
+        return bool(connection.execute(_LEAVES_OUT, {"table": self._quoted(table)}).scalar_one())
+
+    def hides_rows(self, connection: sa.Connection, table: sa.Table) -> bool:
+        return bool(connection.execute(_HIDES, {"table": self._quoted(table)}).scalar_one())
+
     @property
     def upkeep(self) -> PostgreSQLUpkeep:
         return PostgreSQLUpkeep(self)
@@ -294,7 +291,8 @@ class PostgreSQL(Dialect):
         total = self.row_estimate(connection, table)
         sample = table.tablesample(sa.func.system(min(100.0, 100.0 * _SAMPLED / max(total, 1))))
         columns = [sample.c[name] for name in key.names]
-        statement = sa.select(*columns).order_by(*columns)
+        exact = [sa.type_coerce(c, kind) for c, kind in zip(columns, key.types, strict=True)]
+        statement = sa.select(*exact).order_by(*columns)
         if after:
             statement = statement.where(self.key_above(columns, key.constants(after)))
         if upto:
@@ -435,6 +433,17 @@ _KEY_FACTS = sa.text(
     " c.relkind = 'r' AND EXISTS (SELECT FROM pg_inherits WHERE inhparent = c.oid) AS has_children"
     " FROM pg_class AS c WHERE c.oid = CAST(:table AS regclass)"
 ).bindparams(sa.bindparam("names", type_=pg.ARRAY(sa.Text())))
+_LEAVES_OUT = sa.text(
+    "WITH RECURSIVE tree (oid) AS ("
+    " SELECT CAST(CAST(:table AS regclass) AS oid)"
+    " UNION SELECT i.inhrelid FROM pg_inherits AS i JOIN tree ON i.inhparent = tree.oid)"
+    " SELECT EXISTS (SELECT FROM tree JOIN pg_class AS c ON c.oid = tree.oid"
+    " WHERE c.relhasrules OR c.relrowsecurity OR EXISTS (SELECT FROM pg_trigger AS t"
+    " WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgtype & 2 <> 0 AND t.tgtype & 28 <> 0))"
+)
+"""pg_trigger.h: bit 1 is BEFORE; 2, 3 and 4 are INSERT and DELETE, which a row meets that moves to
+another partition, and UPDATE."""
+_HIDES = sa.text("SELECT row_security_active(CAST(:table AS regclass))")
 _COLUMN_TYPES = sa.text(
     "SELECT attname, attndims, nspname,"
     " format_type(COALESCE(NULLIF(t.typbasetype, 0), t.oid), NULL) AS kind,"

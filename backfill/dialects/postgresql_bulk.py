@@ -400,9 +400,27 @@ def _says_no_value(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith("error ignored")
 
 
+def _refuse_infinity(driver: Any) -> None:
+    """psycopg2 reads it as the last day that Python knows, which a copy would then be."""
+    from psycopg2 import DataError, extensions  # type: ignore[import-untyped]
+
+    def finite(read: Any) -> Any:
+        def reader(text: str | None, cursor: Any) -> Any:
+            if text in ("infinity", "-infinity"):
+                raise DataError("infinity is no date of Python's")
+            return read(text, cursor)
+
+        return extensions.new_type(read.values, read.name, reader)
+
+    for read in (extensions.PYDATE, extensions.PYDATETIME, extensions.PYDATETIMETZ):
+        extensions.register_type(finite(read), driver)
+
+
 def prepare_driver(connection: sa.Connection) -> None:
     """Teach a connection of psycopg to send packed arrays, and to read `xmin` as the number that
-    it sends back."""
+    it sends back; one of psycopg2 that infinity is no date."""
+    if connection.dialect.driver == "psycopg2":
+        _refuse_infinity(connection.connection.dbapi_connection)
     if connection.dialect.driver != "psycopg":
         return
     from psycopg.adapt import Dumper

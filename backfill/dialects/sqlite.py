@@ -117,6 +117,7 @@ class SQLite(Dialect):
     """The driver begins too late and only for some statements, so BEGIN is ours to send."""
 
     update_gives_way: ClassVar[bool] = True
+    counts_writes: ClassVar[bool] = True
     one_writer: ClassVar[bool] = True
     target_seconds: ClassVar[float] = 0.15
     chunk_bytes: ClassVar[int] = 32 * 1024**2
@@ -248,6 +249,33 @@ class SQLite(Dialect):
         for column in table.c:
             if isinstance(column.type, sa.Numeric) and not isinstance(column.type, sa.Float):
                 column.type = _Number()  # SQLAlchemy's would cut it to ten digits
+
+    def leaves_rows_out(self, connection: sa.Connection, table: sa.Table) -> bool:
+        return self._declares(connection, table, "type = 'trigger' OR sql LIKE '%CONFLICT%IGNORE%'")
+
+    def unfit_writes(self, connection: sa.Connection, target: Target) -> str | None:
+        """Its REPLACE deletes the row that has the value already, and says nothing."""
+        table = target.table
+        if not self._declares(connection, table, "sql LIKE '%CONFLICT%REPLACE%'"):
+            return None
+        unique = SQLiteTriggers(self).refusing(connection, target)
+        return next(
+            (
+                f"{name!r} of {table.fullname!r} is unique with ON CONFLICT REPLACE: a value that"
+                " is written twice would delete a row. Declare it without that, or use `apply`."
+                for name in target.written
+                if name in unique
+            ),
+            None,
+        )
+
+    def _declares(self, connection: sa.Connection, table: sa.Table, what: str) -> bool:
+        schema = self.engine.dialect.identifier_preparer.quote(table.schema or "main")
+        query = sa.text(
+            f"SELECT EXISTS (SELECT 1 FROM {schema}.sqlite_master"
+            f" WHERE tbl_name = :table COLLATE NOCASE AND ({what}))"
+        )
+        return bool(connection.execute(query, {"table": table.name}).scalar_one())
 
     def is_typed(self, kind: TypeEngine[Any]) -> bool:
         """Every column but those of affinity BLOB converts the numbers that it is given."""

@@ -25,7 +25,7 @@ import sqlalchemy as sa
 from backfill.chunks import Chunk, Ranged
 from backfill.declaration import Backfill
 from backfill.dialects import ErrorKind, Overtaken
-from backfill.errors import DeclarationError, UnreadableRow, UnsendableValue
+from backfill.errors import DeclarationError, RowLeftOut, UnreadableRow, UnsendableValue
 from backfill.failures import describe, stack
 from backfill.runs import Failure
 from backfill.speed.widths import row_bytes
@@ -73,8 +73,8 @@ _Group = tuple[tuple[str, ...], "Page", Sequence[Mapping[str, Any]]]
 
 
 def is_about_a_row(error: BaseException, dialect: Dialect, *, computes: bool) -> bool:
-    """Whether the database or the driver refuses a value, be it read or written."""
-    if dialect.error_kind(error) is ErrorKind.DATA:
+    """Whether the database or the driver refuses a value, be it read or written, or leaves it."""
+    if isinstance(error, RowLeftOut) or dialect.error_kind(error) is ErrorKind.DATA:
         return True
     return computes and isinstance(error, _REFUSED)
 
@@ -303,8 +303,8 @@ class RowsWriter(Writer):
         for columns, page, outputs in groups:
             update, parameters = self._update(columns, verifies=verifies).on(chunk)
             changed = update.write(connection, page, outputs, parameters)
-            if verifies and changed != len(page):
-                raise Overtaken
+            if changed != len(page) and (verifies or self.target.dialect.counts_writes):
+                raise Overtaken if verifies else RowLeftOut  # which are locked, and there
             written += changed
         return written
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from backfill.chunks import Ranged
+from backfill.errors import RowLeftOut
 from backfill.writers.base import Writer, Written
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ class SetBasedWriter(Writer):
     def __init__(self, target: Target, scans: Scans) -> None:
         super().__init__(target, scans)
         self.update = Ranged(target.key, self._build)
+        self._may_leave: bool | None = None
+        """Whether the table may; None: not asked yet."""
 
     def write(self, connection: sa.Connection, chunk: Chunk) -> Written:
         if chunk.is_empty:
@@ -28,7 +31,28 @@ class SetBasedWriter(Writer):
         if not self.target.dialect.update_gives_way:
             self.scans.locked(connection, chunk)
         statement, parameters = self.update.on(chunk)
-        return Written(connection.execute(statement, parameters).rowcount)
+        changed = connection.execute(statement, parameters).rowcount
+        if self.scans.pending is None:  # no sweep would find what was left out
+            self._check_all(connection, chunk, changed)
+        return Written(changed)
+
+    def _check_all(self, connection: sa.Connection, chunk: Chunk, changed: int) -> None:
+        """Raise RowLeftOut where fewer rows were written than there are, and something of the
+        table's may have left them out."""
+        page = chunk.telling_page
+        expected = chunk.scanned if page is None else len(page)
+        if changed >= expected or not self._leaves_rows_out(connection):
+            return
+        if page is None:  # some may have been deleted since the chunk was cut
+            expected = self.scans.count(connection, chunk.after, chunk.upto)
+        if changed < expected:
+            raise RowLeftOut
+
+    def _leaves_rows_out(self, connection: sa.Connection) -> bool:
+        if self._may_leave is None:
+            target = self.target
+            self._may_leave = target.dialect.leaves_rows_out(connection, target.table)
+        return self._may_leave
 
     def _build(self, condition: sa.ColumnElement[bool]) -> sa.Update:
         statement = sa.update(self.target.table).where(condition)
