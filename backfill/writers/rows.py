@@ -303,8 +303,10 @@ class RowsWriter(Writer):
         for columns, page, outputs in groups:
             update, parameters = self._update(columns, verifies=verifies).on(chunk)
             changed = update.write(connection, page, outputs, parameters)
-            if changed != len(page) and (verifies or self.target.dialect.counts_writes):
-                raise Overtaken if verifies else RowLeftOut  # which are locked, and there
+            if verifies and changed != len(page):
+                raise Overtaken
+            if changed != len(page) and self.target.dialect.counts_writes:
+                raise RowLeftOut()  # since they are locked, nobody else was in the way
             written += changed
         return written
 

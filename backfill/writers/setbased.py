@@ -46,7 +46,7 @@ class SetBasedWriter(Writer):
         if page is None:  # some may have been deleted since the chunk was cut
             expected = self.scans.count(connection, chunk.after, chunk.upto)
         if changed < expected:
-            raise RowLeftOut
+            raise RowLeftOut()
 
     def _leaves_rows_out(self, connection: sa.Connection) -> bool:
         if self._may_leave is None:
