@@ -37,7 +37,7 @@ from backfill.runs import Outcome, Status
 from backfill.targets import bind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from alembic.runtime.migration import MigrationContext
     from alembic.script import ScriptDirectory
@@ -132,7 +132,7 @@ class Upgrade:
         Raises UpgradeFailed, and what a backfill's declaration raises.
         """
         _refuse_elsewhere(self._contexts)
-        due = [pair for context in self._contexts for pair in _unfinished(context)]
+        due = _unfinished(self._contexts)
         outcomes = []
         while True:
             outcomes += self._run_all(due)
@@ -149,7 +149,8 @@ class Upgrade:
         """Run backfills until one does not get through. Those whose `depends_on` is not complete
         wait for a later revision's."""
         outcomes: list[Outcome] = []
-        left = [*due, *self._waiting]
+        names = {one.name for _, one in due}
+        left = [*due, *(pair for pair in self._waiting if pair[1].name not in names)]
         while left:
             ready = [pair for pair in left if pair[0].unmet(pair[1]) is None][:1]
             if not ready:
@@ -179,7 +180,7 @@ class Upgrade:
         for pair in due:
             self._ask(pair, why)
         self._tell_passed()
-        return due
+        return _with_followers(self._contexts, due)
 
     def _ask(self, pair: Pair, why: str) -> None:
         """Note why a backfill is to run. Raises UpgradeFailed where it did for the same reason."""
@@ -244,10 +245,10 @@ def forecast(contexts: Sequence[Context], revision: str) -> list[dict[str, Any]]
     What is to be run before the first of them comes with the revision null.
     """
     _refuse_elsewhere(contexts)
-    document = []
+    document, unfinished = [], _unfinished(contexts)
     for context in contexts:
         database, project = context.project.database, context.project
-        first = [one.name for _, one in _unfinished(context)]
+        first = [one.name for where, one in unfinished if where is context]
         rows: list[tuple[str | None, list[str]]] = [(None, first)] if first else []
         try:
             left = _Way(context, revision).left(project.heads)
@@ -261,11 +262,18 @@ def forecast(contexts: Sequence[Context], revision: str) -> list[dict[str, Any]]
 # -- which backfills have to run -----------------------------------------------------------
 
 
-def _unfinished(context: Context) -> list[Pair]:
-    """Return the backfills of revisions that are applied already and were not run to their end."""
-    return context.dialect.call(
-        lambda: [(context, one) for one in context.declared if _is_unfinished(context, one)]
-    )
+def _unfinished(contexts: Sequence[Context]) -> list[Pair]:
+    """Return the backfills of revisions that are applied already and were not run to their end,
+    with those that follow them."""
+    due = []
+    for context in contexts:
+        found = context.dialect.call(_unfinished_in, context)
+        due += [(context, one) for one in found]
+    return _with_followers(contexts, due)
+
+
+def _unfinished_in(context: Context) -> list[Declared]:
+    return [one for one in context.declared if _is_unfinished(context, one)]
 
 
 def _is_unfinished(context: Context, one: Declared) -> bool:
@@ -277,6 +285,46 @@ def _is_unfinished(context: Context, one: Declared) -> bool:
     if run.status is Status.CANCELLED:
         say(f"{one.name}: was cancelled, and is passed over")
     return not run.is_over
+
+
+def _with_followers(contexts: Sequence[Context], due: Sequence[Pair]) -> list[Pair]:
+    """Return what is due and what may find work once that has run, in the order of the runs."""
+    names = {one.name for _, one in due}
+    more = names
+    while more:
+        more = {name for here in contexts for name in here.dialect.call(_followers, here, names)}
+        names = names | more
+    return [(here, one) for here in contexts for one in here.declared if one.name in names]
+
+
+def _followers(context: Context, names: Collection[str]) -> list[str]:
+    """Return a database's backfills that follow those of these names: they depend on them, or come
+    later, on the same revision or never run. Cancelled ones do not, as always.
+
+    That they have nothing pending now says nothing: what they wait for is not written yet.
+    """
+    latest = {run.name: run.status for run in context.store.latest()}
+    revisions: set[str] = set()
+    found = []
+    for one in context.declared:
+        last = latest.get(one.name, Status.STALE)
+        if one.name in names:
+            revisions.add(one.revision)
+        elif one.is_applied and last is not Status.CANCELLED:
+            is_later = one.revision in revisions or (bool(revisions) and last is Status.STALE)
+            depends = any(name in names for name in one.depends_on)
+            if (is_later or depends) and _fits(context, one):
+                found.append(one.name)
+    return found
+
+
+def _fits(context: Context, one: Declared) -> bool:
+    """Whether no later revision has dropped what a backfill is about."""
+    try:
+        context.target(one)
+    except DeclarationError:
+        return False
+    return True
 
 
 def _was_left_out(context: Context, one: Declared) -> bool:

@@ -341,3 +341,54 @@ class Early(Backfill):
     done = succeeds(sqlite.backfill("upgrade"))
     assert "early: complete, 30 rows changed" in done.stderr
     assert heads(sqlite) == ["contract1"]
+
+
+SECOND = """
+
+class Second(Backfill):
+    table = "items"
+    where = "seconds IS NULL AND doubled IS NOT NULL"
+    values = {"seconds": "doubled + 1"}
+    MORE
+"""
+
+
+def second_of_its_revision(project: AlembicProject, more: str) -> None:
+    """It has nothing pending before the first has run, and a later revision drops what it reads."""
+    project.revision("a1", body=CREATE.replace("ROWS", "30"))
+    added = '    op.add_column("items", sa.Column("seconds", sa.Integer))\n\n\nclass Fill'
+    body = FILLED.replace("NEW", "doubled").replace("OLD", "amount")
+    body = body.replace("\n\nclass Fill", added) + SECOND.replace("MORE", more)
+    project.revision("b2", down="a1", body=body)
+    dropped = 'def upgrade():\n    op.drop_column("items", "doubled")\n'
+    project.revision("c3", down="b2", body=dropped)
+
+
+@pytest.mark.parametrize("more", ["", 'depends_on = ["fill_doubled"]'], ids=["later", "dependent"])
+@pytest.mark.parametrize("before", [None, "b2"], ids=["by-us", "by-alembic"])
+def test_second_backfill_of_a_revision_runs_before_the_next_one(
+    sqlite: AlembicProject, before: str | None, more: str
+) -> None:
+    second_of_its_revision(sqlite, more)
+    if before is not None:
+        sqlite.alembic("upgrade", before)
+    done = succeeds(sqlite.backfill("upgrade"))
+    assert "second: complete, 30 rows changed" in done.stderr
+    with engine_of(sqlite).connect() as connection:
+        found = connection.exec_driver_sql("SELECT sum(seconds) FROM items").scalar()
+    assert (found, heads(sqlite)) == (sum(2 * i + 1 for i in range(30)), ["c3"])
+    succeeds(sqlite.backfill("check"))
+
+
+def test_cancelled_second_backfill_does_not_follow_the_first(sqlite: AlembicProject) -> None:
+    second_of_its_revision(sqlite, "")
+    sqlite.alembic("upgrade", "b2")
+    succeeds(sqlite.backfill("run", "fill_doubled", "second"))
+    with engine_of(sqlite).begin() as connection:
+        connection.exec_driver_sql("UPDATE items SET doubled = NULL, seconds = NULL")
+    assert sqlite.backfill("run", "fill_doubled", "--limit=5", "--chunk-size=5").returncode == 3
+    assert sqlite.backfill("run", "second", "--limit=1", "--chunk-size=1").returncode == 3
+    succeeds(sqlite.backfill("cancel", "second"))
+    done = succeeds(sqlite.backfill("upgrade"))
+    assert "second: was cancelled, and is passed over" in done.stderr
+    assert heads(sqlite) == ["c3"]
