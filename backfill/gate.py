@@ -12,8 +12,21 @@ from backfill import placement, store
 from backfill.configuration import settings_of, state_schema
 from backfill.dialects import dialect_for, offline_check
 from backfill.discovery import named
-from backfill.errors import BackfillRequired, DeclarationError, LeaseHeld, RunFailed
-from backfill.migrating import OFFLINE, connection_of, declaration_of, declared_in, told_by_alembic
+from backfill.errors import (
+    BackfillRequired,
+    DeclarationError,
+    LeaseHeld,
+    RunFailed,
+    UpgradeFailed,
+)
+from backfill.migrating import (
+    OFFLINE,
+    applied_in,
+    connection_of,
+    declaration_of,
+    declared_in,
+    told_by_alembic,
+)
 from backfill.project import version_table
 from backfill.proof import incomplete_reason, offline_conditions
 from backfill.runs import Status
@@ -74,11 +87,31 @@ def _require_backfill(operations: Operations, operation: RequireBackfill) -> Non
         return
     stands = placement.of_caller()
     with told_by_alembic(context, stands):
+        _refuse_too_early(context, name, stands)
         reason = _why_not(context, operation)
         if reason is not None:
             raise BackfillRequired(name, reason)
     if not operation.keep_sync:
         stop_sync(context, name)
+
+
+def _refuse_too_early(
+    context: MigrationContext, name: str, stands: placement.Placement | None
+) -> None:
+    """Raise UpgradeFailed where the backfill's own revision is not applied: it would count as done
+    before there was anything to do, or be done once more after that revision.
+
+    Not asked about are a revision that was squashed, and the one in which the gate stands.
+    """
+    (one,) = named(declared_in(context), [name])
+    here = "this revision" if stands is None else f"revision {stands.revision}"
+    is_own = stands is not None and one.revision == stands.revision
+    if one.is_known and not is_own and one.revision not in applied_in(context):
+        raise UpgradeFailed(
+            f"Backfill {name!r} runs after revision {one.revision}, which is not applied, and"
+            f" {here} requires it. Let that come first: `depends_on = {one.revision!r}` in {here},"
+            " or the gate in a later one, such as behind a merge of both branches."
+        )
 
 
 def _why_not(context: MigrationContext, operation: RequireBackfill) -> str | None:

@@ -11,11 +11,13 @@ from backfill import store
 from backfill.configuration import state_schema
 from backfill.discovery import discover, named
 from backfill.errors import BackfillError
+from backfill.project import applied
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from alembic.runtime.migration import MigrationContext
+    from alembic.script import ScriptDirectory
     from sqlalchemy import Connection
 
     from backfill import placement
@@ -34,9 +36,19 @@ def declaration_of(context: MigrationContext, name: str) -> type[Backfill]:
 
 def declared_in(context: MigrationContext) -> Sequence[Declared]:
     """Return the project's backfills, wherever in its history each one stands."""
+    return discover(_script_of(context), frozenset())
+
+
+def applied_in(context: MigrationContext) -> frozenset[str]:
+    """Return the revisions that the database has been through before this step: those of the same
+    command are in the version table already."""
+    return applied(_script_of(context), context.get_current_heads())
+
+
+def _script_of(context: MigrationContext) -> ScriptDirectory:
     environment = context.environment_context
     assert environment is not None
-    return discover(environment.script, frozenset())
+    return environment.script
 
 
 def connection_of(context: MigrationContext) -> Connection:

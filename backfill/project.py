@@ -53,16 +53,7 @@ class Project:
     @cached_property
     def applied(self) -> frozenset[str]:
         """Return every revision that the database has been through, across branches."""
-        if not self.heads:
-            return frozenset()
-        try:
-            revisions = list(self.script.iterate_revisions(self.heads, "base"))
-        except (CommandError, RevisionError) as error:
-            raise ConfigurationError(
-                f"The database stands at {', '.join(self.heads)}, which {self.script.dir} does"
-                f" not know: {error}. Is this the code that was deployed?"
-            ) from error
-        return frozenset(revision.revision for revision in revisions)
+        return applied(self.script, self.heads)
 
     def has_taken_back(self, revision: str) -> bool:
         """Whether the database has gone below a revision that the project has; of one that it
@@ -71,6 +62,20 @@ class Project:
             found = self.script.get_revision(revision)
             return found is not None and found.revision not in self.applied
         return False
+
+
+def applied(script: ScriptDirectory, heads: Sequence[str]) -> frozenset[str]:
+    """Return every revision that a database at these heads has been through, across branches."""
+    if not heads:
+        return frozenset()
+    try:
+        revisions = list(script.iterate_revisions(tuple(heads), "base"))
+    except (CommandError, RevisionError) as error:
+        raise ConfigurationError(
+            f"The database stands at {', '.join(heads)}, which {script.dir} does"
+            f" not know: {error}. Is this the code that was deployed?"
+        ) from error
+    return frozenset(revision.revision for revision in revisions)
 
 
 def load(

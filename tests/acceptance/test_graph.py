@@ -279,3 +279,70 @@ def test_what_waits_for_another_branch_says_so(sqlite: AlembicProject) -> None:
     assert "fill_c waits for `depends_on` 'fill_b', which is not complete" in refused.stderr
     assert sqlite.backfill("upgrade", "b2").returncode == 0
     assert sqlite.backfill("upgrade", "c3").returncode == 0
+
+
+COUNT_UP = """
+from backfill import Backfill
+
+
+class CountUp(Backfill):
+    table = "items"
+    values = {"a": "coalesce(a, 0) + 1"}
+"""
+REQUIRES = "\ndef upgrade():\n    op.require_backfill('count_up')\n"
+
+
+@pytest.mark.parametrize("table", [TABLE, TABLE.replace("21)", "1)")], ids=["rows", "empty"])
+def test_gate_beside_the_revision_of_its_backfill(sqlite: AlembicProject, table: str) -> None:
+    """Passed on one branch it would count as done before the other one is there."""
+    link(sqlite, "z1", body=table)
+    link(sqlite, "b2", "z1", body=COUNT_UP)
+    link(sqlite, "c2", "z1", body=REQUIRES)
+    link(sqlite, "d3", ("b2", "c2"))
+    told = "'count_up' runs after revision b2, which is not applied, and revision c2 requires it"
+    refused = sqlite.alembic("upgrade", "c2", check=False)
+    assert refused.returncode != 0
+    assert told in refused.stdout
+    assert "Traceback" not in refused.stderr
+    upgraded = sqlite.backfill("upgrade", "c2")
+    assert upgraded.returncode == 1
+    assert f"{told}. Let that come first: `depends_on = 'b2'` in revision c2" in upgraded.stderr
+    assert "z1" in sqlite.alembic("current").stdout
+    assert [one["status"] for one in document(sqlite, "list")] == ["pending"]
+
+    link(sqlite, "c2", "z1", body=REQUIRES, depends_on="b2")
+    assert sqlite.backfill("upgrade", "c2").returncode == 0
+    assert sqlite.backfill("upgrade").returncode == 0
+    assert sqlite.backfill("run").returncode == 0
+    with sa.create_engine(f"sqlite:///{sqlite.directory.parent / 'graph.sqlite3'}").connect() as c:
+        assert not c.execute(sa.text("SELECT count(*) FROM items WHERE a IS NOT 1")).scalar()
+
+
+@pytest.mark.parametrize("links", ["a merge", "depends_on"])
+def test_gate_behind_another_branch_in_one_command(sqlite: AlembicProject, links: str) -> None:
+    """The steps before it in the same transaction count as applied."""
+    link(sqlite, "z1", body=TABLE.replace("21)", "1)"))
+    link(sqlite, "b2", "z1", body=COUNT_UP)
+    if links == "a merge":
+        link(sqlite, "c2", "z1")
+        link(sqlite, "d3", ("b2", "c2"), body=REQUIRES)
+    else:
+        link(sqlite, "c2", "z1", body=REQUIRES, depends_on="b2")
+        link(sqlite, "d3", ("b2", "c2"))
+    sqlite.alembic("upgrade", "head")
+    assert document(sqlite, "check")[0]["complete"] is True
+
+
+def test_gate_whose_backfill_lost_its_revision(sqlite: AlembicProject) -> None:
+    """Squashed: the data say what there is to say."""
+    link(sqlite, "z1", body=TABLE.replace("21)", "1)"))
+    body = "import backfill\n\ndef upgrade():\n    op.require_backfill('fill_a')\n"
+    link(sqlite, "c2", "z1", body=body)
+    sqlite.write("migrations/backfills/a.py", declaration("a", "z9"))
+    sqlite.alembic("upgrade", "head")
+
+
+def test_gate_in_the_revision_of_its_backfill(sqlite: AlembicProject) -> None:
+    link(sqlite, "z1", body=TABLE.replace("21)", "1)"))
+    link(sqlite, "b2", "z1", body=COUNT_UP + REQUIRES)
+    sqlite.alembic("upgrade", "head")
