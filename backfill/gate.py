@@ -132,10 +132,13 @@ def _why_not(context: MigrationContext, operation: RequireBackfill) -> str | Non
         return reason
     from backfill import inline  # here, since `import backfill` stands in every revision
 
-    if reason is None:
+    if reason is not None:
+        return _complete_inline(context, target, how)
+    try:
         inline.record(connection, target, how, version_table(context))
-        return None
-    return _complete_inline(context, target, how)
+    except LeaseHeld as error:
+        return str(error).rstrip(".")
+    return None
 
 
 def _is_replaced(context: MigrationContext, declaration: type[Backfill]) -> bool:

@@ -39,17 +39,37 @@ _SECONDS = 1.0
 
 
 def record(connection: sa.Connection, target: Target, how: Settings, version_table: str) -> None:
-    """Record that a backfill which nobody has run has succeeded: its gate found nothing to do.
+    """Record that a backfill has succeeded for which its gate found nothing to do, whatever has
+    become of its run: nobody has begun one, or it was left, stopped or given up.
 
     Without that a `where`-less one would later be run on rows that were never meant, and one whose
-    columns a later revision drops would be incomplete for ever.
+    columns a later revision drops would be incomplete for ever. Raises LeaseHeld where somebody
+    works on it, who would have to finish without these columns.
     """
     store.ensure_here(connection)  # first: on MariaDB it commits
     with savepoint(connection):
-        run = store.current(connection, target.declaration.name)
-        if run is None or run.status is Status.STALE:
+        run = store.current(connection, target.declaration.name, lock=target.dialect)
+        if run is None or run.status in (Status.STALE, Status.CANCELLED):
             run = _begin(connection, target, how, run, version_table)
-            store.succeed_here(connection, target.dialect, run, 0)
+        elif run.status is Status.SUCCEEDED:
+            return
+        _refuse_while_running(connection, target, run)
+        _succeed(connection, target, run, 0)
+
+
+def _succeed(connection: sa.Connection, target: Target, run: Run, changed: int) -> None:
+    """End a run as the class is now, by which the data were asked."""
+    fingerprint = target.declaration.fingerprint()
+    if run.fingerprint != fingerprint:
+        store.accept_here(connection, target.dialect, run, fingerprint)
+    store.succeed_here(connection, target.dialect, run, changed)
+
+
+def _refuse_while_running(connection: sa.Connection, target: Target, run: Run) -> None:
+    """Raise LeaseHeld while a runner is alive."""
+    for found in store.ranges_here(connection, target.dialect, run):
+        if found.lease_is_live and not (found.owner and owners.is_dead(found.owner)):
+            raise LeaseHeld(run.name, owners.shown(found.owner) if found.owner else "another")
 
 
 def complete(connection: sa.Connection, target: Target, how: Settings, version_table: str) -> int:
@@ -81,7 +101,7 @@ def _complete(connection: sa.Connection, target: Target, how: Settings, version_
             " inside a revision"
         )
     changed = sum(_walk(connection, target, stretch, how) for stretch in stretches)
-    store.succeed_here(connection, target.dialect, run, changed)
+    _succeed(connection, target, run, changed)
     reason = incomplete_reason(connection, target)
     if reason is not None:
         raise RunFailed(f"{reason} after it was completed inline: what is written leaves them so")
@@ -119,9 +139,7 @@ def _run(connection: sa.Connection, target: Target, how: Settings, version_table
     check_key(target, run)
     if run.status in (Status.PAUSED, Status.CANCELLED):
         raise RunFailed(f"its run is {run.status.value}")
-    for found in store.ranges_here(connection, dialect, run):
-        if found.lease_is_live and not (found.owner and owners.is_dead(found.owner)):
-            raise LeaseHeld(name, owners.shown(found.owner) if found.owner else "another")
+    _refuse_while_running(connection, target, run)
     return run
 
 

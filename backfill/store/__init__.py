@@ -122,11 +122,20 @@ def make_stale_here(
         ranges.revoke(connection, run)
 
 
+def accept_here(connection: sa.Connection, dialect: Dialect, run: Run, fingerprint: str) -> None:
+    """Bind a run to a declaration that changed."""
+    runs.set_fingerprint(connection, run, fingerprint)
+    runs.note(connection, dialect, run.name, run.id, "declaration changed", "accepted")
+
+
 def succeed_here(connection: sa.Connection, dialect: Dialect, run: Run, changed: int) -> None:
-    """Record that what was left of a run is done, with so many rows changed."""
+    """Record that what was left of a run is done, with so many rows changed. Its runners commit
+    nothing more."""
     ranges.finish(connection, dialect, run)
     ranges.add_changed(connection, run, changed)
     quarantine.clear(connection, run)
+    if run.status is Status.PAUSED:
+        runs.set_status(connection, dialect, run, Status.PENDING, None)
     runs.set_status(connection, dialect, run, Status.RUNNING, None)
     runs.set_status(connection, dialect, run, Status.SUCCEEDED, None)
     runs.note(connection, dialect, run.name, run.id, "completed inline", f"{changed} rows")
@@ -337,8 +346,7 @@ class Store:
     def accept(self, run: Run, fingerprint: str) -> None:
         """Let the run go on with a declaration that changed."""
         with self.transaction() as connection:
-            runs.set_fingerprint(connection, run, fingerprint)
-            self._note(connection, run.name, run.id, "declaration changed", "accepted")
+            accept_here(connection, self._dialect, run, fingerprint)
 
     def locked_status(self, connection: sa.Connection, run: Run) -> Status:
         """Return a run's status, which nobody can change before the transaction ends."""

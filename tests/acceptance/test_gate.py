@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import sqlalchemy as sa
 
-from tests.acceptance.shapes import edit_env
+from tests.acceptance.shapes import edit, edit_env
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,6 +44,15 @@ class FillDoubled(Backfill):
 '''
 WITHOUT_WHERE = DECLARATION.replace('    where = "doubled IS NULL"\n', "")
 COUNT_UP = WITHOUT_WHERE.replace('{"doubled": "amount * 2"}', '{"amount": "amount + 1"}')
+COMPUTED = DECLARATION.replace(
+    '    values = {"doubled": "amount * 2"}\n',
+    """    reads = ["amount"]
+    writes = ["doubled"]
+
+    def transform(self, row):
+        return {"doubled": row.amount * 2 // (row.amount != 7)}
+""",
+)
 GATE = """
 import backfill
 
@@ -142,6 +151,62 @@ def test_gate_that_found_nothing_is_remembered(project: AlembicProject, engine: 
     assert (checked.returncode, run.returncode) == (0, 0), checked.stdout + run.stderr
     with engine.connect() as connection:
         assert connection.exec_driver_sql("SELECT amount FROM items").scalar() == 7
+
+
+@pytest.mark.parametrize("how", ["stopped", "paused", "cancelled", "failed", "edited"])
+def test_gate_ends_a_run_that_was_left(
+    project: AlembicProject, engine: sa.Engine, how: str
+) -> None:
+    """The application did the rest, and what it was done from is dropped: nothing could be asked
+    any more."""
+    declaration = COMPUTED if how == "failed" else DECLARATION
+    dropping = GATE.replace(
+        "    op.create_table(", '    op.drop_column("items", "amount")\n    op.create_table('
+    )
+    declare(project, declaration=declaration, gate=dropping)
+    project.alembic("upgrade", "b2")
+    limit = [] if how == "failed" else ["--limit=10", "--chunk-size=5"]
+    assert project.backfill("run", *limit).returncode == (5 if how == "failed" else 3)
+    if how in ("paused", "cancelled"):
+        project.backfill({"paused": "pause", "cancelled": "cancel"}[how], "fill_doubled")
+    if how == "edited":
+        edit(project.versions / "b2.py", ("amount * 2", "2 * amount"))
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE items SET doubled = 2 * amount WHERE doubled IS NULL")
+    project.alembic("upgrade", "head")
+    for command in (["check"], ["run"], ["upgrade"], ["run"]):
+        done = project.backfill(*command)
+        assert done.returncode == 0, done.stdout + done.stderr
+    with engine.connect() as connection:
+        told = connection.exec_driver_sql("SELECT what FROM backfill_event ORDER BY id").scalars()
+        assert list(told)[-2:] == ["succeeded", "completed inline"]
+    assert "No row is quarantined" in project.backfill("failures").stdout
+
+
+def test_gate_does_not_pass_a_runner_by(project: AlembicProject, engine: sa.Engine) -> None:
+    """It would have to finish without the columns that the revision drops."""
+    declare(project)
+    project.alembic("upgrade", "b2")
+    assert project.backfill("run", "--limit=10", "--chunk-size=5").returncode == 3
+    later = "2199-01-01 00:00:00"
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE items SET doubled = 2 * amount")
+        connection.exec_driver_sql(
+            "UPDATE backfill_range SET token = 'theirs', owner = 'elsewhere:7:x',"
+            f" lease_expires = '{later}'"
+        )
+    refused = project.alembic("upgrade", "head", check=False)
+    assert_refused(refused)
+    assert "is being run by elsewhere" in refused.stdout
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            "UPDATE backfill_range SET lease_expires = '2001-01-01 00:00:00'"
+        )
+    project.alembic("upgrade", "head")
+    with engine.connect() as connection:
+        found = connection.exec_driver_sql("SELECT DISTINCT token FROM backfill_range").scalars()
+        assert list(found) == [None]  # whoever held it commits nothing more
+    assert project.backfill("run").returncode == 0
 
 
 @pytest.mark.requires("transactional_ddl")
