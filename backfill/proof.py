@@ -98,6 +98,15 @@ def first_rows(connection: sa.Connection, target: Target, at_most: int) -> tuple
     return int(found[0]), int(found[1])
 
 
+def is_left(connection: sa.Connection, target: Target, key: KeyValues) -> bool:
+    """Whether the row of one key is there, and pending."""
+    rows = sa.select(sa.func.count()).select_from(target.table)
+    if target.pending is not None:
+        rows = rows.where(target.pending)
+    statement, parameters = Ranged(target.key, rows.where).within("from", key, key)
+    return bool(connection.execute(statement, parameters).scalar_one())
+
+
 def any_pending(
     readers: Readers,
     target: Target,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from sqlalchemy.exc import DBAPIError
+
+from backfill.dialects import PASSING
 from backfill.dialects.readers import Readers
 from backfill.errors import LeaseLost
 from backfill.keys import START
-from backfill.proof import any_pending, count_around
+from backfill.proof import any_pending, count_around, is_left
 from backfill.ranges import cut_table
 from backfill.runs import Run, Status
 from backfill.sweeps import Sweeps
@@ -17,6 +21,7 @@ if TYPE_CHECKING:
 
     from backfill.budget import Budget
     from backfill.dialects.readers import Helpers, Reader
+    from backfill.keys import KeyValues
     from backfill.settings import Settings
     from backfill.short_reads import ShortReads
     from backfill.store import Store
@@ -77,6 +82,24 @@ class Proving:
         now = self._store.current(self._name)
         if now is None or now.id != run.id or now.status not in (Status.PENDING, Status.RUNNING):
             raise LeaseLost(0)
+
+    def resolve_mended(self, run: Run) -> None:
+        """Take rows out of quarantine that have nothing left to do: they are gone, or somebody else
+        has mended them."""
+        for failure in self._store.failures(run):
+            if not self._is_left(failure.key):
+                with suppress(LeaseLost), self._store.transaction() as connection:
+                    self._store.resolve(connection, run, failure, 0)
+
+    def _is_left(self, key: KeyValues) -> bool:
+        """Whether a row is pending; one about which `where` cannot be asked is."""
+        try:
+            with self._reads.transaction() as connection:
+                return is_left(connection, self._target, key)
+        except DBAPIError as error:
+            if self._target.dialect.error_kind(error) in PASSING:
+                raise
+            return True
 
     def next_pass(self, run: Run, trail: Trail, max_passes: int) -> Run:
         """Begin another sweep over the rows that are pending again. Raises RunFailed."""

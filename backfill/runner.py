@@ -238,6 +238,7 @@ class Runner:
     def finish(self, run: Run) -> Result:
         """Record the success, or that rows are in quarantine."""
         self._refuse_another_key(run)
+        self._proving.resolve_mended(run)
         now = self.store.current(self.name)
         changed, quarantined = self.store.totals(run)
         if now is not None and now.id == run.id and now.status is Status.SUCCEEDED:
@@ -245,7 +246,8 @@ class Runner:
         if quarantined:
             text = (
                 f"finished, but {quarantined:,} rows are quarantined: see"
-                f" `backfill failures {self.name}`"
+                f" `backfill failures {self.name}`; once they are mended,"
+                f" `backfill failures {self.name} --retry`"
             )
             self.store.move(self.name, Status.FAILED, error=text, only=run)
             result = self._ended(run, Outcome.QUARANTINED, Status.FAILED, text)

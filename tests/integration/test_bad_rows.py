@@ -267,6 +267,28 @@ def test_a_row_that_may_not_be_tried_is_not_blamed(engine: sa.Engine) -> None:
 
 
 @pytest.mark.parametrize("way", [InSql, Raising])
+def test_another_run_forgets_bad_rows_that_are_gone_or_done(
+    engine: sa.Engine, way: type[Backfill]
+) -> None:
+    """The application has seen to them; one that is left keeps its place."""
+    things = make_things(engine)
+    assert run(engine, way).outcome is Outcome.QUARANTINED
+    with engine.begin() as connection:
+        connection.execute(things.delete().where(things.c.id.in_(BAD[:3])))
+        others = things.c.id.in_(BAD[3:-1])
+        connection.execute(things.update().where(others).values(name=things.c.id))
+    again = run(engine, way)
+    assert again.outcome is Outcome.QUARANTINED
+    assert f"1 rows are quarantined: see `backfill failures {way.name}`" in again.result.text
+    assert f"`backfill failures {way.name} --retry`" in again.result.text
+    assert [one["key"] for one in failures(engine, way)] == [BAD[-1:]]
+    with engine.begin() as connection:
+        connection.execute(things.delete().where(things.c.id == BAD[-1]))
+    complete(engine, way)
+    assert failures(engine, way) == []
+
+
+@pytest.mark.parametrize("way", [InSql, Raising])
 def test_bad_row_that_is_gone_or_done_is_off_the_list(
     engine: sa.Engine, way: type[Backfill]
 ) -> None:
