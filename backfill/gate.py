@@ -62,6 +62,7 @@ class RequireBackfill(MigrateOperation):
         """Refuse this revision until the backfill `name` is complete, as the data say.
 
         Its triggers of `sync` end here, but for `keep_sync`: then `op.replace_columns` ends them.
+        Before that the gates that follow it in the revision are asked: none ends if one refuses.
 
         Must be the first operation of its `upgrade()`: what precedes it in the same
         transaction is committed. With `inline=True`, or by the setting `gate = "inline"`, a
@@ -87,12 +88,43 @@ def _require_backfill(operations: Operations, operation: RequireBackfill) -> Non
         return
     stands = placement.of_caller()
     with told_by_alembic(context, stands):
-        _refuse_too_early(context, name, stands)
-        reason = _why_not(context, operation)
-        if reason is not None:
-            raise BackfillRequired(name, reason)
+        _pass(context, operation, stands)
+        _passed[context].remove(_gate_of(stands, name))
+        if not operation.keep_sync and _has_triggers(context, name):
+            for gate in placement.gates_behind():
+                _pass(context, RequireBackfill(gate.name, **gate.options), stands)
     if not operation.keep_sync:
         stop_sync(context, name)
+
+
+def _pass(
+    context: MigrationContext, operation: RequireBackfill, stands: placement.Placement | None
+) -> None:
+    """Pass a gate, unless that was done before its turn. Raises BackfillRequired.
+
+    Where one ends triggers, those behind it are passed early: were they to refuse only then, what
+    old code writes until the next upgrade would be followed by nobody.
+    """
+    passed, gate = _passed.setdefault(context, set()), _gate_of(stands, operation.name)
+    if gate in passed:
+        return
+    _refuse_too_early(context, operation.name, stands)
+    reason = _why_not(context, operation)
+    if reason is not None:
+        raise BackfillRequired(operation.name, reason)
+    passed.add(gate)
+
+
+def _gate_of(stands: placement.Placement | None, name: str) -> tuple[str, str]:
+    return ("" if stands is None else stands.revision, name)
+
+
+def _has_triggers(context: MigrationContext, name: str) -> bool:
+    from backfill import sync  # here, since `import backfill` stands in every revision
+
+    connection = connection_of(context)
+    dialect = dialect_for(connection.engine)
+    return sync.is_installed(declaration_of(context, name), dialect, connection)
 
 
 def _refuse_too_early(
@@ -162,6 +194,9 @@ replaced: WeakKeyDictionary[MigrationContext, set[tuple[str | None, str, str]]]
 replaced = WeakKeyDictionary()
 """Schema, table and name of columns that have other names by now, of each database that is being
 migrated."""
+_passed: WeakKeyDictionary[MigrationContext, set[tuple[str, str]]] = WeakKeyDictionary()
+"""Revision and name of the gates that are passed before their turn, of each database that is
+being migrated."""
 _GATES = {True: "inline", False: "refuse"}
 
 

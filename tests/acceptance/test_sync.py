@@ -51,6 +51,34 @@ def upgrade():
     op.require_backfill("fill_doubled")
     op.create_table("later", sa.Column("id", sa.Integer, primary_key=True))
 """
+ADD_CODE = """
+from backfill import Backfill
+
+
+def upgrade():
+    op.add_column("items", sa.Column("code", sa.Integer))
+
+
+class FillCode(Backfill):
+    table = "items"
+    where = "code IS NULL"
+    values = {"code": "7"}
+"""
+TWO_GATES = """
+import backfill
+
+GATES = ("fill_doubled", "fill_code")
+
+
+def upgrade():
+    {}
+    op.create_table("later", sa.Column("id", sa.Integer, primary_key=True))
+
+
+def require():
+    op.require_backfill("fill_doubled")
+    op.require_backfill("fill_code")
+"""
 STOP = """
 import backfill
 
@@ -116,6 +144,38 @@ def test_triggers_stay_until_the_gate_lets_through(
     with engine.connect() as connection:
         query = sa.text("SELECT what FROM backfill_event WHERE what LIKE 'sync%' ORDER BY id")
         assert connection.execute(query).scalars().all() == ["sync installed", "sync removed"]
+
+
+@pytest.mark.parametrize(
+    "gates",
+    [
+        "op.require_backfill('fill_doubled')\n    op.require_backfill('fill_code')",
+        "for name in GATES:\n        op.require_backfill(name)",
+        "require()",
+    ],
+    ids=["lines", "loop", "function"],
+)
+def test_no_gate_ends_them_before_all_gates_of_its_revision_have_passed(
+    declared: AlembicProject, engine: sa.Engine, gates: str
+) -> None:
+    """What old code writes after a refusal is followed, as it was before."""
+    declared.revision("b3", down="b2", body=ADD_CODE)
+    declared.revision("c3", down="b3", body=TWO_GATES.format(gates))
+    declared.alembic("upgrade", "b3")
+    assert declared.backfill("run").returncode == 0
+    assert doubled(engine, 100) == 200  # and `code` is NULL
+    refused = declared.alembic("upgrade", "head", check=False)
+    assert "Backfill 'fill_code' is not complete" in refused.stdout
+    assert status(declared, "fill_doubled")["sync"] is True
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE items SET amount = 4 WHERE id = 5"))
+
+    assert declared.backfill("run").returncode == 0
+    declared.alembic("upgrade", "head")
+    assert status(declared, "fill_doubled")["sync"] is False
+    with engine.connect() as connection:
+        query = sa.text("SELECT doubled FROM items WHERE id = 5")
+        assert connection.execute(query).scalar_one() == 8
 
 
 @pytest.mark.requires("transactional_ddl")
