@@ -268,6 +268,8 @@ def run(
         _show_plans(due, options, as_json=as_json)
         return
     call.notice_downgrades()
+    for context, one in due:
+        context.dialect.call(_follow_again, context, one, is_named=bool(names))
     from backfill.running import run_due, runs  # here, since no other command needs all that
 
     with runs(
@@ -280,6 +282,18 @@ def run(
     ) as running:
         outcomes = run_due(due, running, passes_over_cancelled=not names)
     sys.exit(worst(outcomes))
+
+
+def _follow_again(context: Context, one: Declared, *, is_named: bool) -> None:
+    """Make triggers anew that a revision has ended too early, if a person names their backfill: the
+    revision may be at work right now."""
+    end = context.early_end(one)
+    if end is None:
+        return
+    if not is_named:
+        click.echo(presentation.not_followed(one.name, *end), err=True)
+    elif context.follow_again(one):
+        click.echo(presentation.followed_again(one.name, *end), err=True)
 
 
 # -- steering ------------------------------------------------------------------------------

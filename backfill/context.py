@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from backfill import overview
+from backfill import overview, sync
 from backfill.configuration import settings_of
 from backfill.dialects import Limits, dialect_for
 from backfill.discovery import (
@@ -23,10 +23,11 @@ from backfill.errors import BackfillError, DeclarationError, InvalidTransition
 from backfill.project import load_all
 from backfill.runs import TRANSITIONS, Status, taken_back
 from backfill.settings import COMMAND_LINE
-from backfill.store import Store
+from backfill.store import Store, end_of_sync
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from datetime import datetime
 
     from backfill.configuration import Origin
     from backfill.dialects import Dialect
@@ -77,6 +78,25 @@ class Context:
         """Whether a person has given its latest run up."""
         run = self.store.current(one.name) if self.store.exists() else None
         return run is not None and run.status is Status.CANCELLED
+
+    def early_end(self, one: Declared) -> tuple[str, datetime] | None:
+        """Return which revision has ended the triggers of a backfill that has succeeded, and when,
+        if they are gone and it is not applied: it failed behind its gate, or was taken back."""
+        run = self.store.current(one.name) if one.declaration.sync and self.store.exists() else None
+        if run is None or run.status is not Status.SUCCEEDED:
+            return None
+        with self.store.transaction(write=False) as connection:
+            end = end_of_sync(connection, one.name)
+            is_early = end is not None and end[0] and self.project.has_taken_back(end[0])
+            if not is_early or sync.is_installed(one.declaration, self.dialect, connection):
+                return None
+        return end
+
+    def follow_again(self, one: Declared) -> bool:
+        """Make its triggers anew; not where half a revision has changed what they are about."""
+        with suppress(DeclarationError):
+            return sync.reinstate(self.target(one))
+        return False
 
     def gone(self) -> list[Run]:
         """Return the latest runs of backfills that no class declares any more."""

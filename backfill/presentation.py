@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from datetime import datetime
 
     from backfill.doctor import Finding
     from backfill.planner import Plan
 
 
+_MOMENT = "%Y-%m-%d %H:%M:%S UTC"
 _QUIET = 30
 """Seconds without a commit that are worth telling: many times what a chunk takes."""
 
@@ -106,6 +108,25 @@ def findings(found: Sequence[Finding]) -> Iterator[str]:
         for line in (one.offer or "").splitlines():
             yield f"        {line}".rstrip()
     yield f"{len(found)} found." if found else "Nothing found."
+
+
+def followed_again(name: str, revision: str, ended: datetime) -> str:
+    """Say that triggers are there again, and what they have missed."""
+    return (
+        f"{name}: triggers keep up with new writes again, until the gate or `backfill cancel"
+        f" {name}`. Revision {revision}, which is not applied, had ended them at"
+        f" {ended:{_MOMENT}}: what was updated since then was not followed, and nothing finds"
+        " such rows. Empty there what the backfill fills, then run it again."
+    )
+
+
+def not_followed(name: str, revision: str, ended: datetime) -> str:
+    """Say that triggers are missing, and how to get them."""
+    return (
+        f"{name}: no triggers keep up with new writes: revision {revision}, which is not applied,"
+        f" ended them at {ended:{_MOMENT}}. Unless it is being applied now, `backfill run {name}`"
+        " makes them anew."
+    )
 
 
 def duration(seconds: float) -> str:

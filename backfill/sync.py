@@ -85,7 +85,7 @@ def install(target: Target, connection: sa.Connection) -> bool:
     try:
         is_new = triggers.install(connection, target, _place(target))
         if is_new and store.exists(connection):
-            store.note(connection, dialect, target.declaration.name, "sync installed")
+            store.note(connection, dialect, target.declaration.name, store.SYNC_INSTALLED)
         return is_new
     except sa.exc.DBAPIError as error:
         kind = dialect.error_kind(error)
@@ -97,6 +97,21 @@ def install(target: Target, connection: sa.Connection) -> bool:
                 f" on {target.table.fullname!r}. {triggers.privileges}."
             ) from error
         raise
+
+
+def reinstate(target: Target) -> bool:
+    """Install the triggers on a connection of our own; whether there were none.
+
+    Raises TableBusy as `remove` does.
+    """
+    dialect = target.dialect
+
+    def once() -> bool:
+        with dialect.transaction(connection, _LIMITS):
+            return install(target, connection)
+
+    with dialect.open(_LIMITS) as connection:
+        return _patiently(once, dialect)
 
 
 def _place(target: Target) -> Place:
@@ -226,26 +241,42 @@ def remove(
     dialect: Dialect,
     connection: sa.Connection,
     *,
+    by: str = "",
     trying: Trying = nullcontext,
     sleep: Callable[[float], None] = time.sleep,
 ) -> bool:
-    """Remove what there is; whether there was anything. `trying` wraps each try, in a
-    transaction of its own where the caller has none open.
+    """Remove what there is; whether there was anything. `by` is the revision that wants it;
+    `trying` wraps each try, in a transaction of its own where the caller has none open.
 
     Nobody has to wait for us for long: the lock is asked for again and again, for a short time
     each. Raises TableBusy when even that went on for too long.
     """
 
-    from backfill import retries  # here, since `status` needs none
-
     def once() -> bool:
         with trying():
             places = _found(of, dialect, connection)
+            if places:
+                _note_end(_name(of), by, dialect, connection)
             for place in places:
                 _remove_from(place, dialect, connection)
-            if places and store.exists(connection):
-                store.note(connection, dialect, _name(of), "sync removed")
         return bool(places)
+
+    return _patiently(once, dialect, sleep)
+
+
+def _note_end(name: str, by: str, dialect: Dialect, connection: sa.Connection) -> None:
+    """Note who ends the triggers, first: on MariaDB the removal commits it, and what fails later
+    does not take it back. Only once, though it may be tried again."""
+    if store.exists(connection):
+        last = store.end_of_sync(connection, name)
+        if last is None or last[0] != by:
+            store.note(connection, dialect, name, store.SYNC_REMOVED, by)
+
+
+def _patiently(
+    once: Callable[[], bool], dialect: Dialect, sleep: Callable[[float], None] = time.sleep
+) -> bool:
+    from backfill import retries  # here, since `status` needs none
 
     patiently = retries.retrying(
         kind_of=dialect.error_kind,

@@ -50,12 +50,12 @@ def stop_sync(context: MigrationContext, name: str) -> None:
     """Remove the triggers of a backfill, as the operation does."""
     from backfill import sync  # here, since `import backfill` stands in every revision
 
-    connection = connection_of(context)
+    connection, stands = connection_of(context), placement.of_caller()
+    by = "" if stands is None else stands.revision
     with told_by_alembic(context):
         sought: sync.Sought = name
         with suppress(UnknownBackfill):  # the class may be gone already
             sought = declaration_of(context, name)
-        is_removed = sync.remove(sought, dialect_for(connection.engine), connection)
-    stands = placement.of_caller()
+        is_removed = sync.remove(sought, dialect_for(connection.engine), connection, by=by)
     if is_removed and stands is not None and stands.is_first:  # keep no half revision
         commit(context)

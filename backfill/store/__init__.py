@@ -22,7 +22,7 @@ from backfill.runs import TRANSITIONS, Status, Terms, check_transition, taken_ba
 from backfill.store import quarantine, ranges, runs
 from backfill.store.placing import keep_in, schema_of
 from backfill.store.quarantine import count as count_failures
-from backfill.store.runs import current, exists, unproved
+from backfill.store.runs import SYNC_INSTALLED, SYNC_REMOVED, current, end_of_sync, exists, unproved
 from backfill.tables import NAMES
 
 if TYPE_CHECKING:
@@ -35,9 +35,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NAMES",
+    "SYNC_INSTALLED",
+    "SYNC_REMOVED",
     "Store",
     "count_failures",
     "current",
+    "end_of_sync",
     "exists",
     "keep_in",
     "note",

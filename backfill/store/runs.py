@@ -18,9 +18,13 @@ from backfill.store.reading import as_written
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime
 
     from backfill.dialects import Dialect
     from backfill.runs import NewRun
+
+SYNC_INSTALLED, SYNC_REMOVED = "sync installed", "sync removed"
+"""Events: triggers were made, or ended; the details are the revision that did."""
 
 _run, _event = tables.run, tables.event
 _CHANGED = "set"
@@ -224,6 +228,17 @@ def last_note(connection: sa.Connection, run_id: int) -> tuple[str, str] | None:
     statement = sa.select(_event.c.what, _event.c.details).where(_event.c.run_id == run_id)
     row = execute(connection, statement.order_by(_event.c.id.desc()).limit(1)).first()
     return None if row is None else (row.what, row.details)
+
+
+@as_written
+def end_of_sync(connection: sa.Connection, name: str) -> tuple[str, datetime] | None:
+    """Return which revision has ended a backfill's triggers, "" for a person, and when; None:
+    nobody has since they were installed."""
+    statement = sa.select(_event.c.what, _event.c.details, _event.c.happened_at).where(
+        _event.c.name == name, _event.c.what.in_((SYNC_INSTALLED, SYNC_REMOVED))
+    )
+    row = execute(connection, statement.order_by(_event.c.id.desc()).limit(1)).first()
+    return (row.details, row.happened_at) if row and row.what == SYNC_REMOVED else None
 
 
 def _who() -> str:

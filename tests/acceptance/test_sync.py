@@ -9,9 +9,10 @@ import sqlalchemy as sa
 
 from tests.acceptance.counting import status
 from tests.acceptance.shapes import edit_env
+from tests.projects import AlembicProject
 
 if TYPE_CHECKING:
-    from tests.projects import AlembicProject
+    from pathlib import Path
 
 CREATE_ITEMS = """
 def upgrade():
@@ -79,6 +80,15 @@ def require():
     op.require_backfill("fill_doubled")
     op.require_backfill("fill_code")
 """
+FAILING = """
+import backfill
+
+
+def upgrade():
+    op.require_backfill("fill_doubled")
+    raise SystemExit("by the test")
+"""
+AUTOCOMMIT = " isolation_level='AUTOCOMMIT',"
 STOP = """
 import backfill
 
@@ -178,9 +188,77 @@ def test_no_gate_ends_them_before_all_gates_of_its_revision_have_passed(
         assert connection.execute(query).scalar_one() == 8
 
 
+@pytest.mark.parametrize(
+    "more", [pytest.param("", marks=pytest.mark.requires("server")), AUTOCOMMIT]
+)
+def test_run_makes_them_anew_where_a_revision_failed_behind_its_gate(
+    declared: AlembicProject, engine: sa.Engine, more: str
+) -> None:
+    edit_env(declared, ("poolclass=pool.NullPool,", f"poolclass=pool.NullPool,{more}"))
+    assert declared.backfill("run").returncode == 0
+    declared.revision("c3", down="b2", body=FAILING)
+    assert declared.alembic("upgrade", "head", check=False).returncode != 0
+    assert status(declared)["sync"] is False
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE items SET amount = 4 WHERE id = 5"))
+        connection.execute(sa.text("INSERT INTO items (id, amount) VALUES (100, 100)"))
+
+    told = declared.backfill("run", "--dry-run")
+    assert (told.returncode, status(declared)["sync"]) == (0, False)
+    run = declared.backfill("run", "fill_doubled")
+    assert run.returncode == 0, run.stderr
+    assert "triggers keep up with new writes again" in run.stderr
+    assert "Revision c3, which is not applied, had ended them at 20" in run.stderr
+    assert "complete, 1 rows changed" in run.stderr
+    assert status(declared)["sync"] is True
+    assert doubled(engine, 101) == 202
+    with engine.begin() as connection:  # what it tells to do
+        connection.execute(sa.text("UPDATE items SET doubled = NULL WHERE doubled <> amount * 2"))
+    again = declared.backfill("run", "fill_doubled")
+    assert (again.returncode, "had ended them" in again.stderr) == (0, False)
+    with engine.connect() as connection:
+        wrong = sa.text("SELECT count(*) FROM items WHERE doubled <> amount * 2")
+        assert connection.execute(wrong).scalar_one() == 0
+
+    declared.revision("c3", down="b2", body=GATE)
+    declared.alembic("upgrade", "head")
+    assert declared.backfill("run", "fill_doubled").returncode == 0
+    assert status(declared)["sync"] is False
+
+
+def test_run_without_a_name_only_tells_of_it(declared: AlembicProject) -> None:
+    """It may be cron's, and the revision at work."""
+    edit_env(declared, ("poolclass=pool.NullPool,", f"poolclass=pool.NullPool,{AUTOCOMMIT}"))
+    assert declared.backfill("run").returncode == 0
+    declared.revision("c3", down="b2", body=FAILING)
+    assert declared.alembic("upgrade", "head", check=False).returncode != 0
+    run = declared.backfill("run")
+    assert run.returncode == 0, run.stderr
+    assert "`backfill run fill_doubled` makes them anew" in run.stderr
+    assert status(declared)["sync"] is False
+
+
+def test_a_revision_that_failed_on_sqlite_has_ended_nothing(tmp_path: Path) -> None:
+    with AlembicProject.create(tmp_path / "project", f"sqlite:///{tmp_path / 'x.db'}") as project:
+        project.revision("a1", body=CREATE_ITEMS)
+        project.revision("b2", down="a1", body=ADD_COLUMN)
+        project.alembic("upgrade", "b2")
+        assert project.backfill("run").returncode == 0
+        project.revision("c3", down="b2", body=FAILING)
+        assert project.alembic("upgrade", "head", check=False).returncode != 0
+        assert status(project)["sync"] is True
+
+
+def test_run_makes_none_anew_that_a_person_has_ended(declared: AlembicProject) -> None:
+    assert declared.backfill("run").returncode == 0
+    assert declared.backfill("cancel", "fill_doubled").returncode == 0
+    assert declared.backfill("run", "fill_doubled").returncode == 0
+    assert status(declared)["sync"] is False
+
+
 @pytest.mark.requires("transactional_ddl")
 @pytest.mark.parametrize("body", [GATE, STOP])
-@pytest.mark.parametrize("more", ["", " isolation_level='AUTOCOMMIT',"])
+@pytest.mark.parametrize("more", ["", AUTOCOMMIT])
 def test_nobody_waits_for_the_revisions_behind_their_end(
     declared: AlembicProject, engine: sa.Engine, body: str, more: str
 ) -> None:
