@@ -240,6 +240,21 @@ def test_only_a_contract_where_the_column_is_there(sqlite: AlembicProject) -> No
     assert 'revision = "a1"' in classes(sqlite)[0].read_text()
 
 
+def test_several_heads(sqlite: AlembicProject) -> None:
+    for name in ("b2", "c2"):
+        sqlite.revision(name, down="a1")
+    sqlite.alembic("upgrade", "heads")
+    set_models(sqlite, NICK_REQUIRED)
+    refused = sqlite.backfill("revision", "--autogenerate", "-m", "nick")
+    assert refused.returncode == 1
+    assert "There are several heads: b2, c2. Say by `--head`" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    unknown = sqlite.backfill("revision", "--autogenerate", "-m", "nick", "--head=nope")
+    assert (unknown.returncode, "Traceback" in unknown.stderr) == (1, False), unknown.stderr
+    succeeds(sqlite.backfill("revision", "--autogenerate", "-m", "nick", "--head=b2"))
+    assert 'revision = "b2"' in classes(sqlite)[0].read_text()
+
+
 HOOK = """
 def number(context, revision, directives):
     directives[0].rev_id = "0002"
