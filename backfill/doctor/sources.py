@@ -199,6 +199,16 @@ class Source:
         """Return the calls in what is reached from a function."""
         return [node for node in self.reached(root) if isinstance(node, ast.Call)]
 
+    def ways(self, root: str) -> list[list[ast.Call]]:
+        """Return the calls in what is reached from a function, one list for each database that the
+        template for several may go to: it calls one `upgrade_NAME` at a time."""
+        function = self._functions.get(root)
+        own = [] if function is None else self.used(function)
+        computes = any(isinstance(one, ast.Name) and one.id == "globals" for one in own)
+        names = [name for name in self._functions if computes and name.startswith(f"{root}_")]
+        ways = [own + self.reached(name) for name in names] or [own]
+        return [[node for node in way if isinstance(node, ast.Call)] for way in ways]
+
     @cached_property
     def _names_of_op(self) -> set[str]:
         return {n for _, dotted, n in self.imports if dotted == "alembic.op"} | {"op", "alembic.op"}

@@ -13,7 +13,7 @@ from backfill.doctor.sources import argument, constant, last_name
 from backfill.placement import is_harmless
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Sequence
 
     from backfill.doctor.findings import Finding
     from backfill.doctor.schema import Schema
@@ -88,8 +88,13 @@ def _is_the_revisions_own(node: ast.expr) -> bool:
 def late_gates(source: Source, schema: Schema) -> Iterator[Finding]:
     """Find gates behind other operations: a gate that refuses commits what precedes it, without
     the version's stamp, and the next upgrade does that again."""
+    found = [one for calls in source.ways("upgrade") for one in _late_gates(source, calls)]
+    yield from dict.fromkeys(found)  # what several databases have in common is told once
+
+
+def _late_gates(source: Source, calls: Sequence[ast.Call]) -> Iterator[Finding]:
     earlier: ast.Call | None = None
-    for call in source.calls("upgrade"):
+    for call in calls:
         operation = source.operation(call)
         if operation == GATE and earlier is not None:
             yield from source.tell(
