@@ -119,7 +119,8 @@ def run_due(
 ) -> list[Outcome]:
     """Run backfills one after the other, until one fails or is stopped.
 
-    One whose `depends_on` is not complete is not started.
+    One whose `depends_on` is not complete is not started; one that does not fit its table stops
+    none but those that depend on it.
     """
     outcomes = []
     seen, complete = set[str](), set[str]()
@@ -137,7 +138,14 @@ def run_due(
             seen.add(one.name)
             continue
         seen.add(one.name)
-        outcomes.append(runs.one(context, one))
+        try:
+            outcomes.append(runs.one(context, one))
+        except DeclarationError as refused:  # before anything was written
+            if len(due) == 1:
+                raise
+            say(str(refused))
+            outcomes.append(Outcome.FAILED)
+            continue
         if outcomes[-1] is Outcome.COMPLETE:
             complete.add(one.name)
         if outcomes[-1] in (Outcome.FAILED, Outcome.STOPPED):

@@ -28,7 +28,8 @@ def instead_of(write: Write, new_columns: Collection[str]) -> str | None:
 
     `new_columns` are those that the same revision adds: NULL says that a row is still to do.
     """
-    if write.table is None or not write.is_plain:
+    is_cut_delete = write.verb == "DELETE" and write.has_limit  # of which rows nobody can tell
+    if write.table is None or not write.is_plain or is_cut_delete:
         return None
     if write.verb == "DELETE":
         return _class(write, f"Delete{_camel(write.table)}", [*_where(write), *_DELETING])
@@ -72,7 +73,8 @@ def _class(write: Write, name: str, lines: list[str]) -> str:
 
 
 def _text(name: str, table: str, lines: list[str], definition: str | None = None) -> str:
-    head = ["import sqlalchemy as sa"] if definition else []
+    uses_sqlalchemy = definition or any(re.search(r"\bsa\.", line) for line in lines)
+    head = ["import sqlalchemy as sa"] if uses_sqlalchemy else []
     head += ["from backfill import Backfill", ""]
     head += [definition, ""] if definition else []
     body = [f'"""{_said(name)}."""', "", f'table = "{table}"', *lines]
@@ -114,8 +116,9 @@ def _condition(write: Write) -> str:
 
 
 def _where(write: Write) -> list[str]:
-    """Return the line with the rows that the statement is about."""
-    if write.where is None and not write.others:
+    """Return the line with the rows that the statement is about. One that cuts its own chunks is
+    about other rows each time."""
+    if (write.where is None and not write.others) or write.has_limit:
         return []
     if write.is_python:
         return [f"where = {write.where}"]

@@ -346,3 +346,20 @@ def test_gate_in_the_revision_of_its_backfill(sqlite: AlembicProject) -> None:
     link(sqlite, "z1", body=TABLE.replace("21)", "1)"))
     link(sqlite, "b2", "z1", body=COUNT_UP + REQUIRES)
     sqlite.alembic("upgrade", "head")
+
+
+def test_one_that_does_not_fit_stops_no_other(sqlite: AlembicProject) -> None:
+    """Nobody has gated it, and a later revision has dropped its column."""
+    link(sqlite, "z1", body=TABLE)
+    link(sqlite, "b2", "z1", body=declaration("b"))
+    link(sqlite, "c3", "b2", body=declaration("c", more='depends_on = ["fill_b"]'))
+    link(sqlite, "a4", "c3", body=declaration("a"))
+    drop = "\ndef upgrade():\n    op.execute('ALTER TABLE items DROP COLUMN b')\n"
+    link(sqlite, "b5", "a4", body=drop)
+    sqlite.alembic("upgrade", "head")
+    ran = sqlite.backfill("run")
+    assert ran.returncode == 1
+    assert "fill_b: " in ran.stderr
+    assert "'b'" in ran.stderr
+    assert "fill_c: waits for `depends_on` 'fill_b'" in ran.stderr
+    assert "fill_a: complete, 20 rows changed" in ran.stderr

@@ -56,6 +56,20 @@ def test_sql_is_offered_as_the_database_gets_it(tmp_path: Path) -> None:
     assert made["FillTOpens"].where == "opens = '--  :x'"
 
 
+def test_what_cuts_its_own_chunks_is_offered_without_their_bound(tmp_path: Path) -> None:
+    """It would find other rows each time, and a DELETE without it all of them."""
+    revision = tmp_path / "a1.py"
+    some = "WHERE id IN (SELECT id FROM t WHERE n IS NULL LIMIT 1000)"
+    revision.write_text(
+        "import sqlalchemy as sa\nfrom alembic import op\nrevision = 'a1'\ndown_revision = None\n"
+        "def upgrade():\n    while True:\n"
+        f"        op.execute('UPDATE t SET n = 1 {some}')\n"
+        f"        op.execute('DELETE FROM t {some}')\n"
+    )
+    offers = [str(one.offer) for one in files(revision).findings() if one.offer]
+    assert all("LIMIT" not in offer and "delete()" not in offer for offer in offers)
+
+
 def test_a_file_that_is_no_python_is_told_of(tmp_path: Path) -> None:
     broken = tmp_path / "broken.py"
     broken.write_text("revision = 'a1'\ndef upgrade(:\n")
