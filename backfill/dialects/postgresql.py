@@ -115,8 +115,15 @@ class PostgreSQL(Dialect):
 
     @contextmanager
     def borrowing(self, connection: sa.Connection) -> Iterator[None]:
+        driver: Any = connection.connection.dbapi_connection
+        readers = getattr(driver, "string_types", {})  # of psycopg2, which this connection has
+        before = dict(readers)
         prepare_driver(connection)
-        yield
+        try:
+            yield
+        finally:
+            readers.clear()
+            readers.update(before)
 
     @classmethod
     def offline_check(cls, conditions: Sequence[str], problem: str) -> str | None:

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from backfill import Backfill
+from backfill.dialects import dialect_for
 from backfill.dialects.postgresql_types import KeyDate, KeyMoment
 from backfill.errors import DeclarationError
 from backfill.runs import Outcome
@@ -109,6 +110,21 @@ def test_infinity_is_not_a_day_of_the_year_9999(
         pytest.skip(str(missing))
     with pytest.raises(DeclarationError, match="a key of measured cannot be read"):
         complete(other, CountsInSql)
+    other.dispose()
+
+
+@pytest.mark.requires("zoned_times")
+def test_a_borrowed_connection_reads_infinity_as_before(database: Database) -> None:
+    """A migration's own one, in which a gate completes a backfill."""
+    try:
+        other = database.through("psycopg2").engine()
+    except Unavailable as missing:
+        pytest.skip(str(missing))
+    far = sa.text("SELECT DATE 'infinity'")
+    with other.connect() as connection:
+        with dialect_for(other).borrowing(connection), pytest.raises(sa.exc.DataError):
+            connection.execute(far).scalar_one()
+        assert connection.execute(far).scalar_one() == date.max
     other.dispose()
 
 
