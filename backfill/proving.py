@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import DBAPIError
 
-from backfill.dialects import PASSING
+from backfill.dialects import PASSING, ErrorKind
 from backfill.dialects.readers import Readers
 from backfill.errors import LeaseLost
 from backfill.keys import START
@@ -97,7 +97,8 @@ class Proving:
             with self._reads.transaction() as connection:
                 return is_left(connection, self._target, key)
         except DBAPIError as error:
-            if self._target.dialect.error_kind(error) in PASSING:
+            kind = self._target.dialect.error_kind(error)
+            if kind in PASSING and kind is not ErrorKind.TOO_SLOW:
                 raise
             return True
 

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 
-from backfill import Backfill, quarantine, tables
+from backfill import Backfill, proving, quarantine, tables
 from backfill.dialects import dialect_for
 from backfill.errors import DeclarationChanged, InvalidTransition
 from backfill.isolation import Isolation
@@ -286,6 +286,21 @@ def test_another_run_forgets_bad_rows_that_are_gone_or_done(
         connection.execute(things.delete().where(things.c.id == BAD[-1]))
     complete(engine, way)
     assert failures(engine, way) == []
+
+
+def test_bad_row_about_which_where_cannot_be_asked_stays(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_things(engine)
+    assert run(engine, InSql).outcome is Outcome.QUARANTINED
+    before = failures(engine, InSql)
+
+    def refuse(*_: Any) -> bool:
+        raise sa.exc.DataError("SELECT", {}, Exception("one that no row's where survives"))
+
+    monkeypatch.setattr(proving, "is_left", refuse)
+    assert run(engine, InSql).outcome is Outcome.QUARANTINED
+    assert failures(engine, InSql) == before
 
 
 @pytest.mark.parametrize("way", [InSql, Raising])
