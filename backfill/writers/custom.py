@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from backfill.dialects import ErrorKind
+from backfill.dialects import PASSING, ErrorKind
 from backfill.dialects.base import NO_COMMIT
 from backfill.errors import DeclarationError
 from backfill.keys import alike
@@ -56,7 +56,7 @@ class CustomWriter(Writer):
         if self.scans.pending is not None:
             condition = sa.and_(condition, self.scans.pending)
         statements = ChunkStatements(self.target.table, condition)
-        with _in_one_piece(connection, self.target.declaration.name):
+        with _in_one_piece(connection, self.target):
             changed = self.declaration.apply(connection, statements)
         return Written(_count(changed, self.target.declaration.name, len(keys)))
 
@@ -157,15 +157,16 @@ def _shown(changed: Any) -> str:
 
 
 @contextmanager
-def _in_one_piece(connection: sa.Connection, name: str) -> Iterator[None]:
+def _in_one_piece(connection: sa.Connection, target: Target) -> Iterator[None]:
     """Refuse that `apply` ends the transaction: its writes would part from their checkpoint.
 
     A COMMIT is stopped before it happens. Of what goes past SQLAlchemy, the savepoint tells:
     it is gone when the transaction is another one.
     """
     problem = DeclarationError(
-        f"{name}: apply() must not commit or roll back, nor run DDL; its statements are committed"
-        " together with the checkpoint. Raise an error where the chunk cannot be done."
+        f"{target.declaration.name}: apply() must not commit or roll back, nor run DDL; its"
+        " statements are committed together with the checkpoint. Raise an error where the chunk"
+        " cannot be done."
     )
 
     connection.exec_driver_sql("SAVEPOINT backfill_apply")
@@ -178,6 +179,6 @@ def _in_one_piece(connection: sa.Connection, name: str) -> Iterator[None]:
     try:
         connection.exec_driver_sql("RELEASE SAVEPOINT backfill_apply")
     except sa.exc.DBAPIError as error:
-        if error.connection_invalidated:
+        if error.connection_invalidated or target.dialect.error_kind(error) in PASSING:
             raise
         raise problem from error

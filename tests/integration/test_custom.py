@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 import sqlalchemy as sa
@@ -203,3 +204,20 @@ def test_an_error_is_told_with_the_line_of_the_class(engine: sa.Engine) -> None:
     ran = run(engine, Misspells)
     line = Misspells.apply.__code__.co_firstlineno + 1
     assert f"CompileError at test_custom.py:{line} in apply" in ran.result.text
+
+
+@pytest.mark.requires("untyped_columns")
+def test_trouble_at_its_end_is_not_blamed_on_apply(engine: sa.Engine) -> None:
+    """Its savepoint is there, and cannot be released right now."""
+    metadata.create_all(engine)
+    fill(engine, orders, [{"id": i, "year": 2000} for i in range(3)])
+    left = [sqlite3.OperationalError("database is locked")]
+    left[0].sqlite_errorcode = 5  # SQLITE_BUSY
+
+    def fail_once(cursor: Any, statement: str, *_: Any) -> None:
+        if left and statement.startswith("RELEASE"):
+            raise left.pop()
+
+    sa.event.listen(engine, "do_execute", fail_once)
+    complete(engine, ArchiveOldOrders)
+    assert not left
